@@ -1,0 +1,224 @@
+"""Settings: what may stand in the environment, in a settings file and on the command line of `pysqlx-run`.
+
+Each level overrides the one after it:
+
+1. the command line of `pysqlx-run` (in code: an argument of a pool);
+2. the environment: `PYSQLX_` and the name in capitals;
+3. the settings file: `--settings FILE`, or the file that `PYSQLX_SETTINGS` names;
+4. the default.
+
+An empty value counts as not set. This module imports pydantic-settings, which takes longer than the rest of a pool:
+import it where a setting is read, not on top of a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from dotenv.parser import parse_stream
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import SettingsError
+from .log_config import LOG_CONFIG
+
+__all__ = ["PoolSettings", "RunSettings", "load_pool_settings", "load_run_settings", "worker_environment"]
+
+PREFIX = "PYSQLX_"
+FILE_VARIABLE = "PYSQLX_SETTINGS"
+LOG_SWITCHES = ("PYSQLX_DEV_MODE", "PYSQLX_SQL_LOG", "PYSQLX_USE_COLOR", "PYSQLX_ERROR_JSON_FMT")
+
+# A field's description is the one place that says what is allowed: `--help` and every error text print it.
+Uri = Annotated[
+    SecretStr | None,
+    Field(min_length=1, description="a database URI: postgresql://, mysql://, sqlserver://, sqlite: or file:"),
+]
+MaxSize = Annotated[int | None, Field(ge=1, le=100_000, description="connections, a whole number from 1 to 100000")]
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+
+class PoolSettings(_Settings):
+    """What a pool takes from the settings when its constructor was not told. Times are in seconds."""
+
+    uri: Uri = None
+    min_size: Annotated[int, Field(ge=0, le=100_000, description="connections, a whole number from 0 to 100000")] = 1
+    max_size: MaxSize = None
+    """The operator's value. `None`: what the script states, or 10 where it states nothing."""
+    conn_timeout: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="seconds to wait for a connection, 0 or more")
+    ] = 30.0
+    keep_alive: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="seconds that a connection may live, more than 0")
+    ] = 900.0
+    check_interval: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="seconds between two checks, more than 0")
+    ] = 5.0
+    monitor_batch_size: Annotated[
+        int, Field(ge=1, le=100_000, description="connections per check, a whole number from 1 to 100000")
+    ] = 10
+
+
+class RunSettings(_Settings):
+    """What `pysqlx-run` is told. Times are in seconds."""
+
+    workers: Annotated[int, Field(ge=1, le=4096, description="processes, a whole number from 1 to 4096")] = 1
+    max_size: MaxSize = None
+    uri: Uri = None
+    restart: Annotated[Literal["never", "on-failure", "always"], Field(description="never, on-failure or always")] = (
+        "on-failure"
+    )
+    graceful_timeout: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="seconds that workers may take to end, 0 or more")
+    ] = 30.0
+    name: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$",
+            description="1 to 64 letters, digits, '.', '_' or '-', no '.' in front",
+        ),
+    ] = None
+    loop: Annotated[Literal["auto", "asyncio", "uvloop"], Field(description="auto, asyncio or uvloop")] = "auto"
+    prefix: Annotated[bool, Field(description="true or false")] = True
+    coordinator: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(ipc|tcp)://.+",
+            description="the address of a running coordinator: ipc://PATH or tcp://HOST:PORT",
+        ),
+    ] = None
+    """The coordinator to join; `None`: start one where more than one worker needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FileEntry:
+    value: str
+    line: int
+
+
+_Model = TypeVar("_Model", bound=_Settings)
+
+
+def load_pool_settings(**arguments: object) -> PoolSettings:
+    """The settings of a pool. `arguments` are what code said; one that is `None` was not said.
+
+    Raises `SettingsError` for the first bad value, in one line.
+    """
+    path, entries = _read_settings_file(os.environ.get(FILE_VARIABLE), FILE_VARIABLE)
+    _apply_log_switches(path, entries)
+    return _load(PoolSettings, arguments, "{name}={value!r}", path, entries)
+
+
+def load_run_settings(settings: str | None = None, **options: object) -> RunSettings:
+    """The settings of a run. `settings` is the file of `--settings`, `options` what else the command line said.
+
+    What workers will read (the pool's settings, the log switches) is checked too: a bad value is found before any
+    process starts. Raises `SettingsError` for the first bad value, in one line.
+    """
+    path, entries = _settings_file(settings)
+    _apply_log_switches(path, entries)
+    run = _load(RunSettings, options, "--{option} {value}", path, entries)
+    _load(PoolSettings, {}, "", path, entries)
+    return run
+
+
+def worker_environment(settings: str | None = None, **options: object) -> dict[str, str]:
+    """The variables that hand the command line and the settings file on to worker processes.
+
+    Workers read the environment only: one that is restarted sees the run's settings although the file has changed.
+    """
+    _, entries = _settings_file(settings)
+    variables = {name: entry.value for name, entry in entries.items() if not os.environ.get(name)}
+    variables.update({f"{PREFIX}{name.upper()}": str(value) for name, value in options.items() if value is not None})
+    return variables | {FILE_VARIABLE: ""}
+
+
+def _settings_file(option: str | None) -> tuple[Path | None, dict[str, _FileEntry]]:
+    if option is not None:
+        return _read_settings_file(option, "--settings")
+    return _read_settings_file(os.environ.get(FILE_VARIABLE), FILE_VARIABLE)
+
+
+def _read_settings_file(text: str | None, origin: str) -> tuple[Path | None, dict[str, _FileEntry]]:
+    """The `PYSQLX_` entries of a settings file, each with its line. Other names are other programs' business."""
+    if not text:
+        return None, {}
+    path = Path(text)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"{origin}={text}: cannot read the settings file: {reason}") from None
+    entries: dict[str, _FileEntry] = {}
+    for binding in bindings:
+        line = binding.original.line + _blank_lines_before(binding.original.string)
+        if binding.error:
+            raise SettingsError(f"{path}, line {line}: not a setting; write NAME=value")
+        name = (binding.key or "").upper()
+        if not name.startswith(PREFIX):
+            continue
+        if name not in _KNOWN:
+            raise SettingsError(f"{path}, line {line}: unknown setting {name}{_suggestion(name)}")
+        entries[name] = _FileEntry(binding.value or "", line)
+    return path, entries
+
+
+def _blank_lines_before(text: str) -> int:
+    """How many lines of what the parser took for an entry stand before the entry itself."""
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+_KNOWN = {f"{PREFIX}{field.upper()}" for model in (PoolSettings, RunSettings) for field in model.model_fields}
+_KNOWN.update(LOG_SWITCHES)
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, sorted(_KNOWN), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(_KNOWN))}"
+
+
+def _apply_log_switches(path: Path | None, entries: Mapping[str, _FileEntry]) -> None:
+    """Give `LOG_CONFIG` the switches of the file that neither the environment nor code has turned on before."""
+    for name in LOG_SWITCHES:
+        entry = entries.get(name)
+        if entry is None or not entry.value or os.environ.get(name) or getattr(LOG_CONFIG, name):
+            continue
+        try:
+            setattr(LOG_CONFIG, name, entry.value)
+        except SettingsError as error:
+            raise SettingsError(f"{path}, line {entry.line}: {error}") from None
+
+
+def _load(
+    model: type[_Model],
+    arguments: Mapping[str, object],
+    origin: str,
+    path: Path | None,
+    entries: Mapping[str, _FileEntry],
+) -> _Model:
+    given = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        return model(_env_file=path, **given)  # type: ignore[arg-type]  # refused by pydantic, not by mypy
+    except ValidationError as error:
+        name = str(error.errors(include_url=False)[0]["loc"][0])
+    variable = f"{PREFIX}{name.upper()}"
+    if name in given:
+        text = origin.format(name=name, option=name.replace("_", "-"), value=_shown(name, str(given[name])))
+    elif os.environ.get(variable):
+        text = f"{variable}={_shown(name, os.environ[variable])}"
+    else:
+        text = f"{variable}={_shown(name, entries[variable].value)} ({path}, line {entries[variable].line})"
+    raise SettingsError(f"{text} is not allowed: {model.model_fields[name].description}")
+
+
+def _shown(name: str, value: str) -> str:
+    """A value as an error may print it: of a URI only the scheme, for the rest may hold a password."""
+    return f"{value.partition(':')[0][:16]}:***" if name == "uri" else value

@@ -1,0 +1,146 @@
+"""What the children print, line by line, each line with the name of who printed it.
+
+One thread per destination (our stdout, our stderr) reads the children's pipes and writes with plain blocking writes.
+A terminal that is slow or stopped blocks that thread; the children then fill their pipes and block as they would on the
+terminal itself. The supervisor's loop never writes to a terminal, so nothing of this can delay a signal or a restart.
+The pipes are the only buffers: 64 KiB per stream, and `_LINE_LIMIT` for a line that has no end.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import selectors
+import threading
+from collections.abc import Mapping
+
+__all__ = ["Pump", "line_prefix"]
+
+_CHUNK = 64 * 1024
+_LINE_LIMIT = 1024 * 1024
+_COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+
+
+def line_prefix(name: str, color: int, destination: int, environment: Mapping[str, str]) -> bytes:
+    """`[name] `, coloured when `destination` is a terminal and `NO_COLOR` is not set."""
+    text = f"[{name}] "
+    if os.isatty(destination) and not environment.get("NO_COLOR"):
+        text = f"\x1b[{_COLORS[color % len(_COLORS)]}m{text}\x1b[0m"
+    return text.encode()
+
+
+class _Stream:
+    """One child's pipe: bytes in, whole prefixed lines out."""
+
+    def __init__(self, descriptor: int, prefix: bytes) -> None:
+        self.descriptor = descriptor
+        self._prefix = prefix
+        self._partial = bytearray()
+
+    def read(self) -> bytes | None:
+        """The lines that are complete now, `None` at the end of the stream."""
+        try:
+            chunk = os.read(self.descriptor, _CHUNK)
+        except BlockingIOError:
+            return b""
+        if not chunk:
+            return None
+        self._partial += chunk
+        end = self._partial.rfind(b"\n") + 1
+        if end == 0 and len(self._partial) < _LINE_LIMIT:
+            return b""
+        lines = bytes(self._partial[: end or None])
+        del self._partial[: end or None]
+        return self._with_prefix(lines)
+
+    def rest(self) -> bytes:
+        """The last line, which never got its end."""
+        return self._with_prefix(bytes(self._partial)) if self._partial else b""
+
+    def _with_prefix(self, lines: bytes) -> bytes:
+        return b"".join(self._prefix + line + b"\n" for line in lines.removesuffix(b"\n").split(b"\n"))
+
+
+class Pump:
+    """Copies any number of streams to one destination, in a thread of its own."""
+
+    def __init__(self, destination: int) -> None:
+        self._destination = destination
+        self._added: collections.deque[_Stream] = collections.deque()
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closing = False
+        self._broken = False
+        # A daemon: when nobody reads our output any more, the supervisor must still be able to end.
+        self._thread = threading.Thread(target=self._run, name=f"output-{destination}", daemon=True)
+        self._thread.start()
+
+    def add(self, descriptor: int, prefix: bytes) -> None:
+        """Copy what comes out of `descriptor` until its end. The pump closes it."""
+        os.set_blocking(descriptor, False)
+        self._added.append(_Stream(descriptor, prefix))
+        self._poke()
+
+    def close(self, timeout: float | None) -> None:
+        """Copy what the streams hold now, then stop. A reader that does not read is waited for `timeout` seconds."""
+        self._closing = True
+        self._poke()
+        self._thread.join(timeout)
+
+    def _poke(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: the thread has been told often enough
+            os.write(self._waker, b"\0")
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            while True:
+                # Once closing, take only what is there: a grandchild may hold a pipe open for ever.
+                closing = self._closing
+                ready = selector.select(0 if closing else None)
+                while self._added:
+                    stream = self._added.popleft()
+                    selector.register(stream.descriptor, selectors.EVENT_READ, stream)
+                copied = False
+                for key, _ in ready:
+                    if key.data is None:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._wake, _CHUNK)
+                    else:
+                        copied = True
+                        self._copy(key.data, selector)
+                if closing and not copied and not self._is_ready(selector):
+                    break
+            for key in list(selector.get_map().values()):
+                if key.data is not None:
+                    self._write(key.data.rest())
+                    os.close(key.fd)
+
+    @staticmethod
+    def _is_ready(selector: selectors.BaseSelector) -> bool:
+        return any(key.data is not None for key, _ in selector.select(0))
+
+    def _copy(self, stream: _Stream, selector: selectors.BaseSelector) -> None:
+        lines = stream.read()
+        if lines is None:
+            lines = stream.rest()
+            selector.unregister(stream.descriptor)
+            os.close(stream.descriptor)
+        self._write(lines)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view and not self._broken:
+            try:
+                view = view[os.write(self._destination, view) :]
+            except BlockingIOError:  # somebody made our terminal non-blocking
+                _wait_writable(self._destination)
+            except OSError:
+                # Nobody reads any more (`| head`): the workers' work matters more than their words.
+                self._broken = True
+
+
+def _wait_writable(descriptor: int) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_WRITE)
+        selector.select()

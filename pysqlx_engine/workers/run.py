@@ -1,0 +1,227 @@
+"""The command `pysqlx-run`: reads the command line, checks what can be checked, and hands over to the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from importlib import metadata
+from typing import TYPE_CHECKING, NoReturn
+
+from ..errors import SettingsError
+
+if TYPE_CHECKING:
+    from ..settings import RunSettings
+    from .worker import Target
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Run a script in several processes whose pools share one budget of database connections.
+
+Each worker runs SCRIPT as python would. However many workers there are, the connections that their pools have open to
+one database are never more than --max-size together.
+
+SCRIPT is a file, a module (as with python -m), or module:callable (called without arguments; a coroutine function is
+run with asyncio.run). What stands behind SCRIPT belongs to the script: it is in its sys.argv.
+"""
+
+_EPILOG = """\
+Command line goes before environment, environment before settings file, settings file before default. The settings file
+may also hold what a pool takes from the settings (PYSQLX_MIN_SIZE, PYSQLX_CONN_TIMEOUT, ...).
+
+examples:
+  pysqlx-run -w 8 --max-size 30 worker.py
+  pysqlx-run -w 4 --settings production.env worker.py --queue mail
+  pysqlx-run -w 4 shop.workers:main
+
+signals:
+  TERM, INT   drain: the pools hand out no more connections, the scripts are ended (their own TERM handler, or
+              KeyboardInterrupt); what still runs after --graceful-timeout is killed
+  second INT, QUIT   kill at once
+
+exit status:
+  0  every worker has ended with 0, or the run was drained in time
+  1  a script failed, or had to be killed
+  2  wrong usage, or a setting that is not allowed
+  3  it could not start: no such script, syntax or import error, refused pool, wrong password
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _BootFailureError(Exception):
+    """The run cannot start, and could not if it were tried again."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except SettingsError as error:
+        return _fail(2, error)
+    except _BootFailureError as error:
+        return _fail(3, error)
+
+
+def _fail(status: int, error: Exception) -> int:
+    print(f"pysqlx-run: {error}", file=sys.stderr)  # noqa: T201 - this is the command's voice
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ..settings import load_run_settings, worker_environment
+
+    settings = load_run_settings(
+        options.settings,
+        workers=options.workers,
+        max_size=options.max_size,
+        uri=options.uri,
+        restart=options.restart,
+        graceful_timeout=options.graceful_timeout,
+        name=options.name,
+        loop=options.loop,
+        prefix=options.prefix,
+    )
+    target = _target(options.script, options.args)
+    _check(target)
+    uvloop = _wants_uvloop(settings)
+
+    from .rundir import RunDirectoryError, default_name, run_directory
+    from .supervisor import RunPlan, Supervisor
+
+    name = settings.name or default_name(options.script)
+    joins = settings.coordinator is not None
+    directory = None if joins else run_directory(name)
+    plan = RunPlan(
+        name=name,
+        target=target,
+        workers=settings.workers,
+        restart=settings.restart,
+        graceful_timeout=settings.graceful_timeout,
+        prefix=settings.prefix,
+        uvloop=uvloop,
+        max_size=settings.max_size,
+        coordinator=settings.coordinator,
+        start_coordinator=not joins and (settings.workers > 1 or options.coordinator),
+        directory=directory,
+        environment=worker_environment(options.settings, uri=options.uri, max_size=options.max_size),
+    )
+    if directory is None:
+        return Supervisor(plan).run()
+    try:
+        claimed = directory.claim(supervised=True)
+    except RunDirectoryError as error:
+        raise _BootFailureError(str(error)) from None
+    try:
+        return Supervisor(plan).run()
+    finally:
+        claimed.release()
+
+
+def _target(script: str, arguments: list[str]) -> Target:
+    from .worker import Target
+
+    if not os.path.exists(script) and not script.endswith(".py"):
+        if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", script):
+            return Target("callable", script, tuple(arguments))
+        if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", script):
+            return Target("module", script, tuple(arguments))
+    return Target("script", script, tuple(arguments))
+
+
+def _check(target: Target) -> None:
+    """Find a missing or broken script before any process is started. Nothing of the user's is run here."""
+    if target.kind != "script":
+        top = re.split(r"[.:]", target.name)[0]
+        if importlib.machinery.PathFinder.find_spec(top, [os.getcwd(), *sys.path]) is None:
+            also = f"no file {target.name!r} and " if target.kind == "module" else ""
+            raise _BootFailureError(f"{also}no module named {top!r} in {os.getcwd()} or on the Python path")
+        return
+    try:
+        with open(target.name, "rb") as stream:
+            source = stream.read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the workers compile it too, and warn
+            compile(source, target.name, "exec", dont_inherit=True)
+    except OSError as error:
+        raise _BootFailureError(f"cannot read the script {target.name}: {error.strerror}") from None
+    except SyntaxError as error:
+        raise _BootFailureError(f"{target.name}, line {error.lineno}: {type(error).__name__}: {error.msg}") from None
+    except ValueError as error:  # a zero byte
+        raise _BootFailureError(f"{target.name} is no Python source: {error}") from None
+
+
+def _wants_uvloop(settings: RunSettings) -> bool:
+    installed = importlib.util.find_spec("uvloop") is not None
+    if settings.loop == "uvloop" and not installed:
+        raise SettingsError(
+            "--loop uvloop: uvloop is not installed; install it with: pip install 'pysqlx-engine[uvloop]'"
+        )
+    return installed and settings.loop != "asyncio"
+
+
+def _parser() -> _Parser:
+    from ..settings import RunSettings
+
+    parser = _Parser(
+        prog="pysqlx-run",
+        usage="pysqlx-run [options] SCRIPT [ARGS...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def option(*names: str, metavar: str, text: str) -> None:
+        """An option whose range and default are those of the setting, so that they are written down once."""
+        name = names[-1].removeprefix("--").replace("-", "_")
+        field = RunSettings.model_fields[name]
+        default = "none" if field.default is None else field.default
+        text = f"{text}: {field.description} [PYSQLX_{name.upper()}, default {default}]"
+        parser.add_argument(*names, metavar=metavar, help=text)
+
+    parser.add_argument("script", metavar="SCRIPT", help="a file, a module, or module:callable")
+    arguments = parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments of the script")
+    arguments.required = False  # or a missing SCRIPT would be reported as a missing SCRIPT and ARGS
+    option("-w", "--workers", metavar="N", text="how many")
+    option("--max-size", metavar="N", text="the budget of each database, whatever scripts say")
+    parser.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
+    option("--uri", metavar="URI", text="the database of pools that name none")
+    option("--restart", metavar="WHEN", text="start a worker again when it has ended")
+    option("--graceful-timeout", metavar="SECONDS", text="between draining and killing")
+    option("--name", metavar="NAME", text="what pysqlx-ctl knows the run by")
+    option("--loop", metavar="LOOP", text="the event loop of asyncio; auto is uvloop when it is installed")
+    parser.add_argument(
+        "--no-prefix",
+        dest="prefix",
+        action="store_false",
+        default=None,
+        help="let workers print to the terminal themselves, without their name in front [PYSQLX_PREFIX=false]",
+    )
+    parser.add_argument(
+        "--coordinator",
+        action="store_true",
+        help="start a coordinator for a single worker too, so that others can join",
+    )
+    parser.add_argument("--version", action="version", version=f"pysqlx-run {_version()}")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pysqlx-engine")
+    except metadata.PackageNotFoundError:
+        return "of a source tree that is not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Where a run is found: one directory per run that only its user can enter.
+
+`$XDG_RUNTIME_DIR/pysqlx/<name>/`, or `/tmp/pysqlx-<uid>/<name>/` where there is no such directory. Whoever holds the
+lock on `lock` in it owns the run; the kernel lets go of the lock when the owner dies, however it dies. `owner` says
+who that is, for those who only look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SettingsError
+from .process import start_time
+
+__all__ = ["ClaimedRun", "RunDirectory", "RunDirectoryError", "default_name", "list_runs", "run_directory"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_SOCKET_PATH_LIMIT = 107  # bytes: sockaddr_un.sun_path without the closing zero
+
+
+class RunDirectoryError(RuntimeError):
+    """The directory of a run cannot be used. The text says which, why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The directory of the run `name`. It need not exist."""
+
+    name: str
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the coordinator listens to workers."""
+        return self.path / "coordinator.sock"
+
+    @property
+    def control(self) -> Path:
+        """Where `pysqlx-ctl` asks."""
+        return self.path / "control.sock"
+
+    @property
+    def journal(self) -> Path:
+        """What the coordinator writes down before it grants."""
+        return self.path / "journal"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def owner(self) -> Path:
+        return self.path / "owner"
+
+    def is_live(self) -> bool:
+        """True while the process that claimed this directory lives."""
+        return self._owner_pid() is not None
+
+    def _owner_pid(self) -> int | None:
+        try:
+            record = json.loads(self.owner.read_bytes())
+            pid = int(record["pid"])
+            return pid if start_time(pid) == record["start"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def claim(self, *, supervised: bool) -> ClaimedRun:
+        """Make this directory ours, with what a dead run of this name left behind cleared away.
+
+        The journal is left: who took part in the dead run may still have sessions on a server. `supervised`: every
+        process of the run dies with this one, so that nobody needs the directory once we are dead.
+        Raises `RunDirectoryError` when a live run has the name, or when somebody else could get in.
+        """
+        _check_socket_path(self.socket)
+        base = self.path.parent
+        _make_private(base)
+        _sweep(base)
+        while True:
+            _make_private(self.path)
+            try:
+                lock = _try_lock(self.lock)
+            except FileNotFoundError:
+                continue  # another run has just swept the directory away
+            if lock is None:
+                pid = self._owner_pid()
+                raise RunDirectoryError(
+                    f"a run named {self.name} is active{f' (pid {pid})' if pid else ''}: "
+                    "choose another --name, or stop that run first"
+                )
+            # Whoever had the lock before us may have removed the file that we opened: then it guards nothing.
+            if _is_file(lock, self.lock):
+                break
+            os.close(lock)
+        for leftover in (self.socket, self.control):
+            leftover.unlink(missing_ok=True)
+        me = os.getpid()
+        written = self.path / "owner.new"
+        written.write_text(json.dumps({"pid": me, "start": start_time(me), "supervised": supervised}))
+        written.replace(self.owner)
+        return ClaimedRun(self, lock)
+
+
+@dataclass(slots=True)
+class ClaimedRun:
+    """A directory that this process owns, until `release()` or until it dies."""
+
+    directory: RunDirectory
+    _lock: int
+
+    def release(self) -> None:
+        """Remove the directory and let the name go."""
+        if self._lock >= 0:
+            _remove(self.directory.path)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def run_directory(name: str) -> RunDirectory:
+    """The directory of the run `name`. Raises `SettingsError` for a name that is not allowed."""
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            f"run name {name!r} is not allowed: 1 to 64 letters, digits, '.', '_' or '-', no '.' in front"
+        )
+    return RunDirectory(name, _base() / name)
+
+
+def default_name(script: str) -> str:
+    """The name of a run that was given none: its script and our pid."""
+    stem = Path(script.replace(":", ".")).name.removesuffix(".py")
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "run"
+    return f"{word[:48]}-{os.getpid()}"
+
+
+def list_runs() -> list[RunDirectory]:
+    """The live runs of this user, by name."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(_base()) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+    runs = [run_directory(name) for name in names if _NAME.fullmatch(name)]
+    return [run for run in runs if run.is_live()]
+
+
+def _base() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime):
+        return Path(runtime) / "pysqlx"
+    return Path(f"/tmp/pysqlx-{os.geteuid()}")
+
+
+def _make_private(path: Path) -> None:
+    """Make `path`, or check that what is there is a directory that only we can enter.
+
+    In /tmp anybody may have been first with the name: a directory of somebody else's would let its owner listen to
+    our workers in the coordinator's place.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise RunDirectoryError(f"cannot make {path}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        problem = "is not a directory"
+    elif found.st_uid != os.geteuid():
+        problem = f"belongs to user {found.st_uid}, not to {os.geteuid()}"
+    elif found.st_mode & 0o077:
+        problem = f"is open to others (mode {stat.S_IMODE(found.st_mode):04o}, wanted 0700)"
+    else:
+        return
+    raise RunDirectoryError(f"{path} {problem}: remove it, or point XDG_RUNTIME_DIR to a directory of your own")
+
+
+def _check_socket_path(path: Path) -> None:
+    length = len(os.fsencode(path))
+    if length > _SOCKET_PATH_LIMIT:
+        raise RunDirectoryError(
+            f"the socket path {path} has {length} bytes, the system allows {_SOCKET_PATH_LIMIT}: "
+            "choose a shorter --name or a shorter XDG_RUNTIME_DIR"
+        )
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock on `path`, or `None` when another process holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(base: Path) -> None:
+    """Remove the directories of runs that were killed. Best effort: nothing here may keep a run from starting."""
+    for entry in list(os.scandir(base)):
+        path = Path(entry.path)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # A coordinator on its own may be about to be restarted, and needs its journal then.
+            if json.loads((path / "owner").read_bytes())["supervised"] is not True:
+                continue
+            lock = _try_lock(path / "lock")
+            if lock is None:
+                continue
+            try:
+                _remove(path)
+            finally:
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove a run's directory while its lock is held; the lock goes last."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in sorted(os.scandir(path), key=lambda found: found.name == "lock"):
+            os.unlink(entry.path)
+        path.rmdir()

@@ -1,0 +1,568 @@
+"""The supervisor: starts the coordinator and the workers, restarts what dies, passes signals on, ends with a status.
+
+One loop, one dictionary of children. Signal handlers do nothing: the interpreter writes the signal's number into a pipe
+that the loop reads. Deaths arrive as pidfds in the same selector, so nothing polls. What to do about a death is decided
+by `RestartPolicy`, which knows no processes and no clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import random
+import secrets
+import select
+import selectors
+import signal
+import socket
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Literal
+
+import multiprocess
+from multiprocess import resource_tracker
+from setproctitle import setproctitle
+
+from .output import Pump, line_prefix
+from .process import CHILD_SIGNALS, coordinator_main, describe_exit, kill_group
+from .rundir import RunDirectory
+from .worker import BOOT_FAILURE, MESSAGE_LIMIT, Target, WorkerSpec
+from .worker import main as worker_main
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from .coordinator import CoordinatorConfig
+
+__all__ = ["DONE", "FAILED", "Decision", "RestartPolicy", "RunPlan", "Supervisor", "Verdict"]
+
+DONE = 0
+FAILED = 1
+
+Restart = Literal["never", "on-failure", "always"]
+
+_COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
+_STATS_TIMEOUT = 1.0  # seconds for a worker to answer
+_OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
+
+
+class Verdict(enum.Enum):
+    FINISHED = "finished"
+    RESTART = "restart"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do about a child that died. `delay` in seconds, for a restart."""
+
+    verdict: Verdict
+    delay: float = 0.0
+
+
+class RestartPolicy:
+    """Whether and when one child is started again.
+
+    A child that fails within `EARLY` seconds of its start died early. Each early death in a row doubles the delay
+    before the next start; `LIMIT` of them in a row, and it is given up. A child that lived longer starts afresh. The
+    jitter keeps workers that died together from coming back together.
+    """
+
+    FIRST_DELAY = 0.1
+    EARLY = 60.0
+    LIMIT = 10
+    JITTER = 0.25
+
+    def __init__(self, mode: Restart, jitter: Callable[[], float] = random.random) -> None:
+        """`jitter` gives a number from 0 to 1; a delay is shortened by up to a quarter of itself."""
+        self._mode = mode
+        self._jitter = jitter
+        self._early_deaths = 0
+
+    def died(self, status: int, lived: float) -> Decision:
+        """Decide on a child that ended with `status` (negative: the signal that ended it) after `lived` seconds."""
+        if self._mode == "never" or (status == 0 and self._mode == "on-failure"):
+            return Decision(Verdict.FINISHED)
+        if status == 0:
+            self._early_deaths = 0
+            return Decision(Verdict.RESTART, self._delay(0))
+        self._early_deaths = self._early_deaths + 1 if lived < self.EARLY else 1
+        if self._early_deaths >= self.LIMIT:
+            return Decision(Verdict.GIVE_UP)
+        return Decision(Verdict.RESTART, self._delay(self._early_deaths - 1))
+
+    def _delay(self, doublings: int) -> float:
+        return float(self.FIRST_DELAY * 2**doublings * (1 - self.JITTER * self._jitter()))
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run consists of. Times in seconds."""
+
+    name: str
+    target: Target
+    workers: int
+    restart: Restart
+    graceful_timeout: float
+    prefix: bool
+    uvloop: bool
+    max_size: int | None
+    coordinator: str | None
+    """The address of a coordinator to join."""
+    start_coordinator: bool
+    directory: RunDirectory | None
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    """What the workers get besides our own environment. It may hold a password."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for a child: a worker's number, or the coordinator. It stays while its children come and go."""
+
+    name: str
+    policy: RestartPolicy
+    color: int
+    number: int | None = None  # None: the coordinator
+    child: _Child | None = None
+    restarts: int = 0
+    restart_at: float | None = None
+    failed: bool = False  # the last child ended badly
+
+
+@dataclass(slots=True)
+class _Child:
+    slot: _Slot
+    process: SpawnProcess
+    pidfd: int
+    started: float
+    control: socket.socket | None = None  # a worker's
+    ready: Connection | None = None  # the coordinator's, until it has said so
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid or 0)
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def tell(self, operation: str) -> None:
+        if self.control is not None:
+            with contextlib.suppress(OSError):  # dead, or not reading: then the signal has to do
+                self.control.send(json.dumps({"op": operation}).encode())
+
+
+class Supervisor:
+    """Runs a plan. Use it once, from the main thread of a process that does nothing else."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._run_id = secrets.token_hex(4)
+        self._context = multiprocess.get_context("spawn")
+        self._selector = selectors.DefaultSelector()
+        self._slots: list[_Slot] = [
+            _Slot(f"worker {number}", RestartPolicy(plan.restart), number, number=number)
+            for number in range(plan.workers)
+        ]
+        self._coordinator: _Slot | None = None
+        if plan.start_coordinator:
+            self._coordinator = _Slot("coordinator", RestartPolicy("always"), -1)
+        self._children: dict[int, _Child] = {}  # by pid
+        self._workers_started = False
+        self._stopping = False  # nothing is started any more
+        self._told_to_stop = False
+        self._interrupts = 0
+        self._kill_at: float | None = None
+        self._status = DONE
+        self._stdout = Pump(1)
+        self._stderr = Pump(2)
+        messages, self._messages = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stderr.add(messages, b"pysqlx-run: ")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run the plan to its end. Returns the exit status: 0 done, 1 a script failed, 3 boot failure."""
+        setproctitle(f"pysqlx-run: supervisor {self._plan.name}")
+        try:
+            with self._signals(), self._control_server():
+                self._start()
+                while self._children or self._restarts_pending():
+                    self._step()
+        finally:
+            for child in self._children.values():  # only after an error of our own
+                kill_group(child.pid)
+            os.close(self._messages)
+            grace = _OUTPUT_GRACE if self._told_to_stop else None
+            self._stderr.close(grace)
+            self._stdout.close(grace)
+        if self._status == DONE and any(slot.failed for slot in self._slots):
+            return FAILED
+        return self._status
+
+    def _start(self) -> None:
+        # The tracker unblocks signals when it starts: it must not do so while we start a child with signals blocked.
+        resource_tracker.ensure_running()
+        if self._coordinator is None:
+            self._start_workers()
+        else:
+            self._start_child(self._coordinator)
+
+    def _start_workers(self) -> None:
+        self._workers_started = True
+        for slot in self._slots:
+            self._start_child(slot)
+
+    def _restarts_pending(self) -> bool:
+        return any(slot.restart_at is not None for slot in self._all_slots())
+
+    def _all_slots(self) -> Iterator[_Slot]:
+        if self._coordinator is not None:
+            yield self._coordinator
+        yield from self._slots
+
+    def _step(self) -> None:
+        """Wait for something to happen, and deal with it: deaths first, then what the time has come for."""
+        for key, _ in self._selector.select(self._time_to_wait()):
+            # An earlier event of this round may have closed the descriptor of a later one.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data()
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_after_grace()
+        for slot in self._all_slots():
+            if slot.restart_at is not None and now >= slot.restart_at:
+                slot.restart_at = None
+                slot.restarts += 1
+                self._start_child(slot)
+
+    def _time_to_wait(self) -> float | None:
+        moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
+        if self._kill_at is not None:
+            moments.append(self._kill_at)
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+    def _say(self, text: str) -> None:
+        """A line of our own on stderr. It is dropped rather than waited for when nobody reads them."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._messages, text.encode(errors="replace") + b"\n")
+
+    # -- children -----------------------------------------------------------------------------------------------------
+
+    def _start_child(self, slot: _Slot) -> None:
+        ours: list[Callable[[], object]] = []  # the child's ends of its pipes: what we close once it has them
+        try:
+            stdout, stderr = self._output_pipes(slot, ours)
+            arguments: tuple[object, ...]
+            control = ready = None
+            if slot.number is None:
+                ready, child_ready = self._context.Pipe(duplex=False)
+                ours.append(child_ready.close)
+                arguments = (os.getpid(), self._coordinator_config(), child_ready, stdout, stderr)
+                process = self._context.Process(target=coordinator_main, args=arguments, name=slot.name)
+            else:
+                # Datagrams in order: one message, one piece, and a send never blocks.
+                control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                control.setblocking(False)
+                ours.append(child_control.close)
+                arguments = (self._worker_spec(slot), child_control, stdout, stderr)
+                process = self._context.Process(target=worker_main, args=arguments, name=slot.name)
+            with _hidden_main_module(), _blocked(CHILD_SIGNALS):
+                process.start()
+        finally:
+            for close in ours:
+                close()
+        child = _Child(slot, process, os.pidfd_open(process.pid), time.monotonic(), control, ready)
+        slot.child = self._children[child.pid] = child
+        slot.failed = False
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
+        if control is not None:
+            self._selector.register(control, selectors.EVENT_READ, lambda: self._on_message(child))
+        if ready is not None:
+            self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(child))
+
+    def _output_pipes(
+        self, slot: _Slot, ours: list[Callable[[], object]]
+    ) -> tuple[Connection | None, Connection | None]:
+        if not self._plan.prefix:
+            return None, None
+        ends = []
+        for pump, destination in ((self._stdout, 1), (self._stderr, 2)):
+            reader, writer = self._context.Pipe(duplex=False)
+            ours.append(writer.close)
+            pump.add(os.dup(reader.fileno()), line_prefix(slot.name, slot.color, destination, os.environ))
+            reader.close()
+            ends.append(writer)
+        return ends[0], ends[1]
+
+    def _worker_spec(self, slot: _Slot) -> WorkerSpec:
+        plan = self._plan
+        environment = plan.environment | {
+            "PYSQLX_RUN_ID": self._run_id,
+            "PYSQLX_RUN_NAME": plan.name,
+            "PYSQLX_WORKER_ID": str(slot.number),
+            "PYSQLX_WORKER_COUNT": str(plan.workers),
+            "PYSQLX_WORKER_RESTARTS": str(slot.restarts),
+        }
+        address = plan.coordinator
+        if self._coordinator is not None and plan.directory is not None:
+            address = f"ipc://{plan.directory.socket}"
+        if address is not None:
+            environment["PYSQLX_COORDINATOR"] = address
+        return WorkerSpec(f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop)
+
+    def _coordinator_config(self) -> CoordinatorConfig:
+        from .coordinator import CoordinatorConfig  # ZeroMQ: only where it is used
+
+        assert self._plan.directory is not None
+        return CoordinatorConfig(
+            directory=str(self._plan.directory.path),
+            run_id=self._run_id,
+            max_size=self._plan.max_size,
+            name=self._plan.name,
+        )
+
+    def _on_ready(self, child: _Child) -> None:
+        """The coordinator listens, or has died: its death is told by its pidfd."""
+        assert child.ready is not None
+        self._selector.unregister(child.ready)
+        with contextlib.suppress(EOFError, OSError):
+            child.ready.recv_bytes()
+            if not self._workers_started and not self._stopping:
+                self._start_workers()
+        child.ready.close()
+        child.ready = None
+
+    def _on_message(self, child: _Child) -> None:
+        message = self._receive(child)
+        if message is not None:
+            self._obey(message)
+
+    def _receive(self, child: _Child) -> dict[str, object] | None:
+        """The next message of a worker, `None` when there is none now."""
+        if child.control is None:
+            return None
+        try:
+            data = child.control.recv(MESSAGE_LIMIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if not data:
+            self._close_control(child)
+            return None
+        message: dict[str, object] = json.loads(data)
+        return message
+
+    def _obey(self, message: dict[str, object]) -> None:
+        if message["op"] == "boot_failure":
+            self._on_boot_failure(str(message["error"]))
+
+    def _on_boot_failure(self, error: str) -> None:
+        if self._status != BOOT_FAILURE:  # once, not once per worker
+            self._status = BOOT_FAILURE
+            self._say(error)
+            self._stop()
+
+    def _on_death(self, child: _Child) -> None:
+        while (message := self._receive(child)) is not None:
+            self._obey(message)  # its last words come first: they may be why it died
+        status = self._bury(child)
+        slot = child.slot
+        if self._stopping:
+            slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
+        elif slot.number is None and not self._workers_started and status > 0:
+            self._on_boot_failure(f"the coordinator could not start: it {describe_exit(status)}")
+        else:
+            self._decide(slot, status, time.monotonic() - child.started)
+        self._wind_down()
+
+    def _decide(self, slot: _Slot, status: int, lived: float) -> None:
+        slot.failed = status != 0
+        decision = slot.policy.died(status, lived)
+        if decision.verdict is Verdict.RESTART:
+            slot.restart_at = time.monotonic() + decision.delay
+            self._say(f"{slot.name} {describe_exit(status)}; starting it again in {decision.delay:.1f} s")
+        elif decision.verdict is Verdict.GIVE_UP:
+            self._status = FAILED
+            self._say(
+                f"{slot.name} {describe_exit(status)}, the {RestartPolicy.LIMIT}th failure in a row within "
+                f"{RestartPolicy.EARLY:.0f} s of a start; giving up"
+            )
+            self._stop()
+        elif slot.failed:
+            self._say(f"{slot.name} {describe_exit(status)}")
+
+    def _bury(self, child: _Child) -> int:
+        """Reap a dead child and close what we had of it. Returns its status, negative for a signal."""
+        end = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        if end is not None and end.si_code != os.CLD_EXITED:
+            # What a killed worker had started would never be told. Until it is reaped nobody else can have its number.
+            kill_group(child.pid)
+        child.process.join()
+        status = child.process.exitcode
+        child.process.close()
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        self._close_control(child)
+        if child.ready is not None:
+            self._selector.unregister(child.ready)
+            child.ready.close()
+        del self._children[end.si_pid if end is not None else child.pid]
+        child.slot.child = None
+        return int(status or 0)
+
+    def _close_control(self, child: _Child) -> None:
+        if child.control is not None:
+            self._selector.unregister(child.control)
+            child.control.close()
+            child.control = None
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Drain: workers end by themselves, or are killed after the graceful timeout."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._kill_at = time.monotonic() + self._plan.graceful_timeout
+        for slot in self._all_slots():
+            slot.restart_at = None
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.tell("drain")
+                slot.child.signal(signal.SIGTERM)
+        self._wind_down()
+
+    def _wind_down(self) -> None:
+        """When the last worker has ended: end the coordinator, which served them until then."""
+        if self._coordinator is None or any(slot.child or slot.restart_at is not None for slot in self._slots):
+            return
+        if not self._workers_started and not self._stopping:
+            return
+        self._stopping = True
+        self._coordinator.restart_at = None
+        if self._coordinator.child is not None:
+            self._kill_at = time.monotonic() + _COORDINATOR_GRACE
+            self._coordinator.child.signal(signal.SIGTERM)
+
+    def _kill_after_grace(self) -> None:
+        workers = [slot.child for slot in self._slots if slot.child is not None]
+        late = workers or list(self._children.values())
+        for child in late:
+            self._say(f"{child.slot.name} has not ended in time: killing it")
+        self._kill(late)
+
+    def _kill(self, children: list[_Child]) -> None:
+        self._kill_at = None
+        for child in children:
+            if self._status == DONE:
+                self._status = FAILED
+            kill_group(child.pid)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """TERM, INT and QUIT come into the loop, except those that we were started to ignore."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        before = {number: signal.getsignal(number) for number in CHILD_SIGNALS}
+        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._selector.register(reader, selectors.EVENT_READ, lambda: self._on_signals(os.read(reader, 1024)))
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, _leave_it_to_the_loop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(previous)
+            self._selector.unregister(reader)
+            os.close(reader)
+            os.close(writer)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        self._told_to_stop = True
+        self._interrupts += numbers.count(signal.SIGINT)
+        self._stop()
+        if self._interrupts > 1 or signal.SIGQUIT in numbers:
+            self._kill(list(self._children.values()))
+
+    # -- pysqlx-ctl, when there is no coordinator to ask --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _control_server(self) -> Iterator[None]:
+        if self._plan.directory is None or self._coordinator is not None:
+            yield
+            return
+        from .control import ControlServer
+
+        with contextlib.closing(ControlServer(self._plan.directory.control, self._answer)) as server:
+            self._selector.register(server, selectors.EVENT_READ, server.handle_readable)
+            yield
+            self._selector.unregister(server)
+
+    def _answer(self, request: dict[str, object]) -> dict[str, object]:
+        if request.get("op") == "status":
+            return self.status()
+        return {"error": f"unknown request {request.get('op')!r}"}
+
+    def status(self) -> dict[str, object]:
+        """The run as `pysqlx-ctl status` shows it."""
+        now = time.monotonic()
+        return {
+            "run": self._plan.name,
+            "budgets": [],
+            "workers": [
+                {
+                    "worker": slot.number,
+                    "pid": slot.child.pid if slot.child else None,
+                    "uptime": now - slot.child.started if slot.child else None,
+                    "restarts": slot.restarts,
+                    "pools": self._ask_for_statistics(slot.child) if slot.child else [],
+                }
+                for slot in self._slots
+            ],
+        }
+
+    def _ask_for_statistics(self, child: _Child) -> object:
+        """The statistics of a worker's pools; none when it does not answer in time (its interpreter is held up)."""
+        child.tell("stats")
+        deadline = time.monotonic() + _STATS_TIMEOUT
+        while child.control is not None and (left := deadline - time.monotonic()) > 0:
+            select.select([child.control], [], [], left)
+            message = self._receive(child)
+            if message is not None and message["op"] == "stats":
+                return message["pools"]
+            if message is not None:
+                self._obey(message)
+        return []
+
+
+def _leave_it_to_the_loop(number: int, frame: types.FrameType | None) -> None:
+    """The interpreter has written the number into the wake-up pipe already."""
+
+
+@contextlib.contextmanager
+def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _hidden_main_module() -> Iterator[None]:
+    """Keep a child from importing our `__main__` (the `pysqlx-run` command) before it starts its own work."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,304 @@
+"""A worker process: runs the user's script as `python` would, and does what the supervisor says.
+
+The supervisor speaks over a socket, one JSON object per message:
+
+- `{"op": "drain"}`: the pools hand out no more connections. A TERM follows, which ends the script;
+- `{"op": "stats"}`: answered by `{"op": "stats", "pools": [...]}`.
+
+The worker says `{"op": "boot_failure", "error": "one line"}` before it ends for a reason that a restart cannot cure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from multiprocessing.connection import Connection
+from typing import Literal, NoReturn
+
+from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, SettingsError
+from .process import CHILD_SIGNALS, become_child
+
+__all__ = ["BOOT_FAILURE", "MESSAGE_LIMIT", "Target", "WorkerSpec", "main"]
+
+BOOT_FAILURE = 3
+"""The exit status of a worker, and of a run, for what a restart cannot cure."""
+
+MESSAGE_LIMIT = 1 << 17
+"""Bytes of one message between supervisor and worker: what a Unix socket takes in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a worker runs: a script's path, a `module` (as `python -m` does), or `module:callable`."""
+
+    kind: Literal["script", "module", "callable"]
+    name: str
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker process has to know before it runs its script."""
+
+    title: str
+    supervisor: int
+    target: Target
+    environment: dict[str, str]
+    uvloop: bool
+
+
+def main(spec: WorkerSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None) -> NoReturn:
+    """The whole life of a worker process."""
+    become_child(spec.title, spec.supervisor, stdout, stderr)
+    os.environ.update(spec.environment)
+    worker = _Worker(control)
+    worker.obey()
+    status: object = 0
+    try:
+        with worker.interruptible():
+            if spec.uvloop:
+                _use_uvloop()
+            _run(spec.target)
+    except SystemExit as error:
+        status = error.code
+        if worker.draining:
+            status = 0
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the script's end
+        status = worker.end_of_script(error, spec.target)
+    sys.exit(status)  # type: ignore[arg-type]  # a string, too, means what it means to python
+
+
+class _Worker:
+    """Takes the supervisor's orders and the TERM signal, and knows whether the worker is draining."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.draining = False
+        self._control = control
+        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._interruptible = False
+
+    def obey(self) -> None:
+        """Take orders from now on."""
+        threading.Thread(target=self._listen, name="pysqlx-worker-control", daemon=True).start()
+        # Started in the background of a shell, we inherit an ignored INT; asyncio.run handles INT, and so a drain, only
+        # when it finds Python's own handler.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # throws a terminal's INT from our start away
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, self._terminate)
+        os.register_at_fork(after_in_child=self._let_go_of_term)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Where a TERM raises KeyboardInterrupt. Behind it only threads are left, which end when their pools refuse."""
+        self._interruptible = True
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CHILD_SIGNALS)
+            yield
+        finally:
+            self._interruptible = False
+
+    def end_of_script(self, error: BaseException, target: Target) -> int:
+        """The exit status of a script that `error` ended, after saying so."""
+        causes = list(_leaves(error))
+        if self.draining and all(isinstance(cause, _ENDS_OF_A_DRAIN) for cause in causes):
+            return 0
+        if all(_is_boot_failure(cause) for cause in causes):
+            self._say({"op": "boot_failure", "error": f"{target.name}: {_one_line(causes[0])}"})
+            return BOOT_FAILURE
+        sys.excepthook(type(error), _without_our_frames(error), error.__traceback__)
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._wake:
+                    os.read(self._wake, 1024)
+                    self._drain()
+                    continue
+                message = self._control.recv(MESSAGE_LIMIT)
+                if not message:
+                    return  # the supervisor is gone, and so are we in a moment
+                operation = json.loads(message)["op"]
+                if operation == "drain":
+                    self._drain()
+                elif operation == "stats":
+                    self._say({"op": "stats", "pools": _pool_statistics()})
+
+    def _terminate(self, number: int, frame: types.FrameType | None) -> None:
+        """TERM: end the script as INT would.
+
+        The pools are drained by the other thread: this handler may have interrupted the very code that holds a
+        pool's lock.
+        """
+        self.draining = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
+        if not self._interruptible:
+            return
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):
+            interrupt(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
+
+    def _drain(self) -> None:
+        self.draining = True
+        registry = sys.modules.get("pysqlx_engine.pool.registry")
+        if registry is not None:
+            registry.drain()
+
+    def _say(self, message: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps(message, default=str).encode()[:MESSAGE_LIMIT])
+
+    def _let_go_of_term(self) -> None:
+        """In a process that the script forks: TERM ends it, as without us, unless the script said otherwise."""
+        if signal.getsignal(signal.SIGTERM) == self._terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_ENDS_OF_A_DRAIN = (KeyboardInterrupt, SystemExit, asyncio.CancelledError, PoolClosedError)
+
+
+def _is_boot_failure(error: BaseException) -> bool:
+    if isinstance(error, ConnectError):
+        return error.permanent
+    if isinstance(error, PoolTimeoutError):
+        return error.at_start
+    return isinstance(error, SyntaxError | ImportError | PoolRefusedError | SettingsError)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _one_line(error: BaseException) -> str:
+    """What happened and where in the user's code, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {text}"  # names file and line itself
+    place = ""
+    trace = error.__traceback__
+    while isinstance(error, ImportError) and trace is not None:
+        code = trace.tb_frame.f_code
+        if trace.tb_frame.f_globals is not globals() and not code.co_filename.startswith("<frozen"):
+            place = f" ({code.co_filename}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def _without_our_frames(error: BaseException) -> BaseException:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _pool_statistics() -> list[dict[str, object]]:
+    registry = sys.modules.get("pysqlx_engine.pool.registry")
+    return [] if registry is None else registry.snapshot()
+
+
+def _use_uvloop() -> None:
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+_bootstrap_main = sys.modules["__main__"]  # its code is still running: it must outlive its place in sys.modules
+
+
+def _run(target: Target) -> None:
+    if target.kind == "script":
+        _run_script(target)
+    elif target.kind == "module":
+        _run_module(target)
+    else:
+        _run_callable(target)
+
+
+def _run_script(target: Target) -> None:
+    path = os.path.abspath(target.name)
+    with open(path, "rb") as stream:
+        source = stream.read()
+    module = _new_main([target.name, *target.arguments], os.path.dirname(os.path.realpath(path)))
+    module.__file__ = path
+    module.__loader__ = SourceFileLoader("__main__", path)
+    module.__dict__["__cached__"] = None
+    exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+
+
+def _run_module(target: Target) -> None:
+    # `python -m` lets argv[0] be "-m" while it looks for the module.
+    module = _new_main(["-m", *target.arguments], os.getcwd())
+    spec = _find(target.name)
+    if spec.submodule_search_locations is not None:
+        spec = _find(f"{target.name}.__main__")
+    code = getattr(spec.loader, "get_code", lambda name: None)(spec.name)
+    if code is None:
+        raise ImportError(f"module {spec.name} has no Python code to run")
+    sys.argv[0] = spec.origin or spec.name
+    module.__file__ = spec.origin
+    module.__spec__ = spec
+    module.__loader__ = spec.loader
+    module.__package__ = spec.parent
+    module.__dict__["__cached__"] = spec.cached
+    exec(code, module.__dict__)
+
+
+def _find(name: str) -> ModuleSpec:
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return spec
+
+
+def _run_callable(target: Target) -> None:
+    _new_main([target.name, *target.arguments], os.getcwd())
+    module, _, attribute = target.name.partition(":")
+    try:
+        function = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except AttributeError as error:
+        if error.name not in attribute.split("."):
+            raise
+        raise ImportError(f"module {module!r} has no {attribute!r}") from None
+    if not callable(function):
+        raise ImportError(f"{target.name} is no callable")
+    result = function()
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
+
+
+def _new_main(argv: list[str], path: str) -> types.ModuleType:
+    """A `__main__` that stays: pickle, atexit handlers and threads look for the script's names there to the end."""
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = module
+    sys.argv = argv
+    if not sys.flags.safe_path:
+        sys.path[0] = path
+    return module
