@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "AlreadyConnectedError",
@@ -55,10 +58,106 @@ class PoolAlreadyClosedError(PoolError):
 
 
 class PoolRefusedError(PoolError):
-    """The coordinator refuses this pool: another pool of the run states a different `max_size` for the same database."""
+    """The coordinator refuses this pool: another one of the run states a different `max_size` for the same database."""
 
 
 class SettingsError(ValueError):
     """A setting has a value that is not allowed. The text names the setting, the value and what is allowed."""
 
 
+class PySQLXError(Exception):
+    """Base class of everything about one connection: what the database reported, or why the call never reached it.
+
+    `code` is the database's own code (SQLSTATE, MySQL error number, SQLite result code), "0" where the driver has none,
+    or `PYSQLX0xx` for an error of this package. `message` says what happened.
+
+    `str(error)` is `QueryError(code='1', message='...')`; with `LOG_CONFIG.PYSQLX_ERROR_JSON_FMT` it is JSON.
+    """
+
+    # Installed by `log_config`, which knows the user's choice of format; this module knows nobody.
+    _render: ClassVar[Callable[[PySQLXError], str] | None] = None
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(code={self.code!r}, message={self.message!r})"
+
+    def __str__(self) -> str:
+        render = PySQLXError._render
+        return repr(self) if render is None else render(self)
+
+
+class ConnectError(PySQLXError):
+    """No connection: the server could not be reached or refused, or the URI is not usable."""
+
+    @property
+    def permanent(self) -> bool:
+        """True when waiting cannot cure it: a bad URI, a wrong password, an unknown database, a missing directory."""
+        return self.code in _PERMANENT_CODES or (len(self.code) == 5 and self.code.startswith("28"))
+
+
+_PERMANENT_CODES = frozenset(
+    {
+        "PYSQLX006",  # a URI that cannot be used
+        "3D000",  # PostgreSQL: the database does not exist (28xxx: no such user, wrong password)
+        "42501",  # PostgreSQL: no permission to connect to the database
+        "1044",  # MySQL: access to the database denied
+        "1045",  # MySQL: access denied, wrong password
+        "1049",  # MySQL: unknown database
+        "1698",  # MySQL: access denied for this way of logging in
+        "14",  # SQLite: unable to open the file
+    }
+)
+
+
+class QueryError(PySQLXError):
+    """`query*()` failed."""
+
+
+class ExecuteError(PySQLXError):
+    """`execute()` failed."""
+
+
+class RawCmdError(PySQLXError):
+    """`raw_cmd()`, `begin()`, `commit()` or `rollback()` failed."""
+
+
+class IsoLevelError(PySQLXError):
+    """The database does not know, or cannot set, this isolation level."""
+
+
+class StartTransactionError(PySQLXError):
+    """`start_transaction()` failed."""
+
+
+class NotConnectedError(PySQLXError):
+    """The connection is used before `connect()` or after `close()`."""
+
+    def __init__(
+        self, code: str = "PYSQLX002", message: str = "not connected to the database: call connect() first"
+    ) -> None:
+        super().__init__(code, message)
+
+
+class AlreadyConnectedError(PySQLXError):
+    """`connect()` was called on a connection that is open."""
+
+    def __init__(
+        self, code: str = "PYSQLX001", message: str = "already connected to the database: call close() first"
+    ) -> None:
+        super().__init__(code, message)
+
+
+class ParameterInvalidProviderError(PySQLXError):
+    """The driver does not know the parameter's database."""
+
+
+class ParameterInvalidValueError(PySQLXError):
+    """A parameter has a value that the database or the driver cannot take; the text names it and says what to do."""
+
+
+class ParameterInvalidJsonValueError(PySQLXError):
+    """A dict or list parameter holds something that JSON cannot express; the text says where."""

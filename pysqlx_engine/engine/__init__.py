@@ -1,0 +1,16 @@
+"""One connection to a database."""
+
+from .connection import IsolationLevel, PySQLXEngine, PySQLXEngineSync
+from .rows import BaseRow
+from .uri import DatabaseURI, Provider, mask_uri, parse_uri
+
+__all__ = [
+    "BaseRow",
+    "DatabaseURI",
+    "IsolationLevel",
+    "Provider",
+    "PySQLXEngine",
+    "PySQLXEngineSync",
+    "mask_uri",
+    "parse_uri",
+]

@@ -1,0 +1,458 @@
+"""One connection to a database: `PySQLXEngine` for asyncio, `PySQLXEngineSync` for threads.
+
+There is one implementation, the asynchronous one. The synchronous class drives the same coroutines on the calling
+thread (see `driving`), so each of its methods is one line.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+
+import pysqlx_core
+from pydantic import BaseModel
+
+from ..errors import (
+    AlreadyConnectedError,
+    ConnectError,
+    ExecuteError,
+    IsoLevelError,
+    NotConnectedError,
+    ParameterInvalidValueError,
+    PySQLXError,
+    QueryError,
+    RawCmdError,
+    StartTransactionError,
+)
+from ..log_config import LOG_CONFIG, log_statement
+from .driving import calls_in_flight, drive
+from .parameters import Parameters, to_driver
+from .rows import BaseRow, base_row, base_rows, row_as, rows_as
+from .transactions import Effect, effect_of, effect_of_command
+from .uri import INVALID_URI, DatabaseURI, Provider, parse_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+    from typing import Self
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+IsolationLevel = Literal["ReadUncommitted", "ReadCommitted", "RepeatableRead", "Snapshot", "Serializable"]
+
+
+class PySQLXEngine:
+    """One connection to a database, for asyncio.
+
+    `uri` names the database: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, `mysql://...` (MariaDB too),
+    `sqlserver://HOST:PORT;database=...;user=...;password=...`, `sqlite:PATH`. Constructing opens nothing; `connect()`
+    does, and so does `async with`. One call at a time: a second one waits in the driver until the first has ended.
+
+    Values go in by name, `conn.query("SELECT :id AS id", {"id": 1})`, as the statement's parameters. A `:name` inside
+    a quoted literal counts as a parameter too. PostgreSQL takes a parameter in the type that the statement gives it:
+    where that is not the value's own, say so with a cast of the value's type (`CAST(:day AS date)`, a float for a
+    double precision column). A datetime without a zone is taken for UTC, and datetimes come back in UTC.
+
+    Raises ConnectError for a URI that names no database.
+    """
+
+    def __init__(self, uri: str) -> None:
+        parsed = parse_uri(uri)
+        self.uri = uri
+        """The URI as it was given, with its password: not for display. `repr()` masks it."""
+        self._parsed = parsed
+        self._provider: Provider = parsed.provider
+        self._raw: pysqlx_core.Connection | None = None
+        self._calls = 0
+        """Calls that the driver still works on. After a cancelled or interrupted call it stays above 0."""
+        self._dirty = False
+        """A transaction may be open."""
+        self._failed = False
+        """The driver reported an error that means that the connection is gone."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect()` succeeded and `close()` was not called since. It asks nobody: see `is_healthy`."""
+        return self._raw is not None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._parsed.masked} {'connected' if self.connected else 'not connected'}>"
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Open the connection. Raises ConnectError, or AlreadyConnectedError when it is open."""
+        await self._connect_uri(self._parsed)
+
+    async def close(self) -> None:
+        """Close the connection; does nothing when it is closed. The driver tells the server in the background."""
+        self._raw = None
+
+    def is_healthy(self) -> bool:
+        """False once a call has found the connection broken; it does not ask the server. Raises NotConnectedError."""
+        return self._connection().is_healthy() and not self._failed
+
+    def requires_isolation_first(self) -> bool:
+        """Whether this database wants the isolation level set before BEGIN, not after. Raises NotConnectedError."""
+        return self._connection().requires_isolation_first()
+
+    @overload
+    async def query(self, sql: str, parameters: Parameters | None = None, model: None = None) -> list[BaseRow]: ...
+    @overload
+    async def query(self, sql: str, parameters: Parameters | None = None, *, model: type[M]) -> list[M]: ...
+    @overload
+    async def query(self, sql: str, parameters: Parameters | None, model: type[M]) -> list[M]: ...
+    async def query(
+        self, sql: str, parameters: Parameters | None = None, model: type[BaseModel] | None = None
+    ) -> list[Any]:
+        """Every row, as instances of `model`, by default of `BaseRow`; an empty list when there is none.
+
+        Raises QueryError, TypeError (`sql`, `parameters` or `model` of the wrong type), ParameterInvalidValueError,
+        ParameterInvalidJsonValueError, NotConnectedError, and pydantic's ValidationError when a row does not fit.
+        """
+        _check_model(model)
+        raw = self._connection()
+        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        if not len(response):
+            return []
+        rows = _read(response.get_all)
+        return base_rows(response.get_types(), rows) if model is None else rows_as(model, rows)
+
+    @overload
+    async def query_first(
+        self, sql: str, parameters: Parameters | None = None, model: None = None
+    ) -> BaseRow | None: ...
+    @overload
+    async def query_first(self, sql: str, parameters: Parameters | None = None, *, model: type[M]) -> M | None: ...
+    @overload
+    async def query_first(self, sql: str, parameters: Parameters | None, model: type[M]) -> M | None: ...
+    async def query_first(
+        self, sql: str, parameters: Parameters | None = None, model: type[BaseModel] | None = None
+    ) -> Any:
+        """The first row as an instance of `model`, by default of `BaseRow`; None when there is none.
+
+        The database still produces every row: say LIMIT 1. Raises what `query` raises.
+        """
+        _check_model(model)
+        raw = self._connection()
+        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        if not len(response):
+            return None
+        row = _read(response.get_first)
+        return base_row(response.get_types(), row) if model is None else row_as(model, row)
+
+    async def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
+        """Every row as a dict; an empty list when there is none. Raises what `query` raises."""
+        return await self._call(QueryError, self._connection().query_all, self._statement(sql, parameters))
+
+    async def query_first_as_dict(self, sql: str, parameters: Parameters | None = None) -> dict[str, Any] | None:
+        """The first row as a dict; None when there is none. Raises what `query` raises."""
+        row = await self._call(QueryError, self._connection().query_one, self._statement(sql, parameters))
+        return row or None
+
+    async def execute(self, sql: str, parameters: Parameters | None = None) -> int:
+        """Run a statement and return the number of rows it affected.
+
+        Raises ExecuteError, TypeError, ParameterInvalidValueError, ParameterInvalidJsonValueError, NotConnectedError.
+        """
+        raw = self._connection()
+        statement = self._statement(sql, parameters)
+        affected = await self._call(ExecuteError, raw.execute, statement)
+        if effect_of(sql) is Effect.ENDS:
+            self._dirty = False
+        return affected
+
+    async def raw_cmd(self, sql: str) -> None:
+        """Run what cannot be a prepared statement, also several statements at once. No parameters, no result.
+
+        Raises RawCmdError, TypeError, NotConnectedError.
+        """
+        raw = self._connection()
+        _check_sql(sql)
+        effect = effect_of_command(sql)
+        if effect is Effect.MAY_OPEN:
+            self._dirty = True
+        statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=None)
+        if LOG_CONFIG.statements:
+            log_statement(sql, [], sql, {})
+        await self._call(RawCmdError, raw.raw_cmd, statement)
+        if effect is Effect.ENDS:
+            self._dirty = False
+
+    async def begin(self) -> None:
+        """Start a transaction. Raises RawCmdError, NotConnectedError."""
+        await self.raw_cmd("BEGIN TRANSACTION" if self._provider == "sqlserver" else "BEGIN")
+
+    async def commit(self) -> None:
+        """Commit the transaction. Raises RawCmdError, NotConnectedError."""
+        await self.raw_cmd("COMMIT")
+
+    async def rollback(self) -> None:
+        """Roll the transaction back. Raises RawCmdError, NotConnectedError."""
+        await self.raw_cmd("ROLLBACK")
+
+    async def start_transaction(self, isolation_level: IsolationLevel | None = None) -> None:
+        """Start a transaction, with an isolation level if one is given.
+
+        Raises StartTransactionError, IsoLevelError (the database does not know the level), ValueError (nobody does),
+        NotConnectedError.
+        """
+        raw = self._connection()
+        if isolation_level is not None:
+            _check_isolation_level(isolation_level)
+        self._dirty = True
+        await self._call(StartTransactionError, raw.start_transaction, isolation_level)
+
+    async def set_isolation_level(self, isolation_level: IsolationLevel) -> None:
+        """Set the isolation level of the next transaction, on SQL Server of the session.
+
+        Raises IsoLevelError (the database does not know the level), ValueError (nobody does), NotConnectedError.
+        """
+        raw = self._connection()
+        _check_isolation_level(isolation_level)
+        await self._call(IsoLevelError, raw.set_isolation_level, isolation_level)
+
+    async def _connect_uri(self, uri: DatabaseURI) -> None:
+        """Connect with a prepared URI, e.g. one with a label in its options."""
+        if self._raw is not None:
+            raise AlreadyConnectedError
+        self._calls, self._dirty, self._failed = 0, False, False
+        try:
+            self._raw = await calls_in_flight.wait_for(pysqlx_core.new(uri=uri.driver_uri))
+        except pysqlx_core.PySQLxError as error:
+            raise _connect_error(uri, error) from None
+
+    def _connection(self) -> pysqlx_core.Connection:
+        if self._raw is None:
+            raise NotConnectedError
+        return self._raw
+
+    def _statement(self, sql: str, parameters: Parameters | None) -> pysqlx_core.PySQLxStatement:
+        """The driver's statement for `sql` with its parameters, its effect noted, logged if that is switched on."""
+        _check_sql(sql)
+        values = {} if parameters is None else to_driver(self._provider, parameters)
+        try:
+            statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=values or None)
+        except pysqlx_core.PySQLxInvalidParamError as error:
+            raise ParameterInvalidValueError("PYSQLX004", str(error)) from None
+        if effect_of(sql) is Effect.MAY_OPEN:
+            self._dirty = True
+        if LOG_CONFIG.statements:
+            log_statement(statement.sql(), statement.params() or [], sql, values)
+        return statement
+
+    async def _call(
+        self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object
+    ) -> T:
+        """One call of the driver: counted while the driver works on it, its errors turned into ours."""
+        raw = self._connection()
+        call = method(argument)
+        self._calls += 1
+        try:
+            result = await calls_in_flight.wait_for(call)
+        except pysqlx_core.PySQLxError as error:
+            self._call_ended(raw)
+            raise self._failure(failure, raw, error) from None
+        except Exception:
+            self._call_ended(raw)
+            raise
+        except BaseException as error:
+            # Cancelled or interrupted: the driver works on, so the call stays counted. A panic is the driver's end.
+            if not _is_panic(error):
+                raise
+            self._call_ended(raw)
+            raise _from_panic(failure, error) from None
+        self._call_ended(raw)
+        return result
+
+    def _call_ended(self, raw: pysqlx_core.Connection) -> None:
+        if raw is self._raw:  # not a call of the connection before this one
+            self._calls -= 1
+
+    def _failure(
+        self, failure: type[PySQLXError], raw: pysqlx_core.Connection, error: pysqlx_core.PySQLxError
+    ) -> PySQLXError:
+        code, message, kind = map(str, error.args)
+        if not raw.is_healthy() or code in _GONE_CODES or message.startswith(_GONE_MESSAGES[self._provider]):
+            self._failed = True
+        if kind.endswith("IsoLevelError"):
+            failure = IsoLevelError
+        return failure(code, message)
+
+
+class PySQLXEngineSync:
+    """One connection to a database, for threads: `PySQLXEngine` with plain methods.
+
+    A call blocks its thread only: the GIL is free while the database works. It may also be used inside a running event
+    loop, which then stands still meanwhile.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._engine = PySQLXEngine(uri)
+
+    @property
+    def uri(self) -> str:
+        """The URI as it was given, with its password: not for display. `repr()` masks it."""
+        return self._engine.uri
+
+    @property
+    def connected(self) -> bool:
+        """See `PySQLXEngine.connected`."""
+        return self._engine.connected
+
+    def __repr__(self) -> str:
+        return repr(self._engine).replace("PySQLXEngine", "PySQLXEngineSync", 1)
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """See `PySQLXEngine.connect`."""
+        drive(self._engine.connect())
+
+    def close(self) -> None:
+        """See `PySQLXEngine.close`."""
+        drive(self._engine.close())
+
+    def is_healthy(self) -> bool:
+        """See `PySQLXEngine.is_healthy`."""
+        return self._engine.is_healthy()
+
+    def requires_isolation_first(self) -> bool:
+        """See `PySQLXEngine.requires_isolation_first`."""
+        return self._engine.requires_isolation_first()
+
+    @overload
+    def query(self, sql: str, parameters: Parameters | None = None, model: None = None) -> list[BaseRow]: ...
+    @overload
+    def query(self, sql: str, parameters: Parameters | None = None, *, model: type[M]) -> list[M]: ...
+    @overload
+    def query(self, sql: str, parameters: Parameters | None, model: type[M]) -> list[M]: ...
+    def query(self, sql: str, parameters: Parameters | None = None, model: type[BaseModel] | None = None) -> list[Any]:
+        """See `PySQLXEngine.query`."""
+        return drive(self._engine.query(sql, parameters, model))
+
+    @overload
+    def query_first(self, sql: str, parameters: Parameters | None = None, model: None = None) -> BaseRow | None: ...
+    @overload
+    def query_first(self, sql: str, parameters: Parameters | None = None, *, model: type[M]) -> M | None: ...
+    @overload
+    def query_first(self, sql: str, parameters: Parameters | None, model: type[M]) -> M | None: ...
+    def query_first(self, sql: str, parameters: Parameters | None = None, model: type[BaseModel] | None = None) -> Any:
+        """See `PySQLXEngine.query_first`."""
+        return drive(self._engine.query_first(sql, parameters, model))
+
+    def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
+        """See `PySQLXEngine.query_as_dict`."""
+        return drive(self._engine.query_as_dict(sql, parameters))
+
+    def query_first_as_dict(self, sql: str, parameters: Parameters | None = None) -> dict[str, Any] | None:
+        """See `PySQLXEngine.query_first_as_dict`."""
+        return drive(self._engine.query_first_as_dict(sql, parameters))
+
+    def execute(self, sql: str, parameters: Parameters | None = None) -> int:
+        """See `PySQLXEngine.execute`."""
+        return drive(self._engine.execute(sql, parameters))
+
+    def raw_cmd(self, sql: str) -> None:
+        """See `PySQLXEngine.raw_cmd`."""
+        drive(self._engine.raw_cmd(sql))
+
+    def begin(self) -> None:
+        """See `PySQLXEngine.begin`."""
+        drive(self._engine.begin())
+
+    def commit(self) -> None:
+        """See `PySQLXEngine.commit`."""
+        drive(self._engine.commit())
+
+    def rollback(self) -> None:
+        """See `PySQLXEngine.rollback`."""
+        drive(self._engine.rollback())
+
+    def start_transaction(self, isolation_level: IsolationLevel | None = None) -> None:
+        """See `PySQLXEngine.start_transaction`."""
+        drive(self._engine.start_transaction(isolation_level))
+
+    def set_isolation_level(self, isolation_level: IsolationLevel) -> None:
+        """See `PySQLXEngine.set_isolation_level`."""
+        drive(self._engine.set_isolation_level(isolation_level))
+
+
+# What the driver reports once a connection is gone. It says "healthy" in some of these cases (measured with 0.2.3):
+# with MySQL a killed session reads as a failed reconnect, and a call with the wrong number of parameters leaves the
+# connection unusable.
+_GONE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_GONE = ("The server terminated the connection.", "Error creating a database connection.")
+_GONE_MESSAGES: dict[Provider, tuple[str, ...]] = {
+    "postgresql": _GONE,
+    "mysql": (*_GONE, "Error querying the database: Statement takes "),
+    "sqlserver": _GONE,
+    "sqlite": _GONE,
+}
+_UNUSABLE_URI = (
+    "Error parsing connection string",
+    "The provided arguments are not supported",
+    "Error querying the database: Conversion error",
+)
+
+
+def _connect_error(uri: DatabaseURI, error: pysqlx_core.PySQLxError) -> ConnectError:
+    code, message, _ = map(str, error.args)
+    if message.startswith(_UNUSABLE_URI):
+        return ConnectError(INVALID_URI, f"the database URI {uri.masked!r} cannot be used: {message}")
+    if uri.path is not None:
+        directory = os.path.dirname(uri.path)
+        if not os.path.isdir(directory):
+            message = f"the directory {directory} does not exist"
+        return ConnectError(code, f"no connection to the SQLite database {uri.path}: {message}")
+    where = f"{uri.host}:{uri.port}" if uri.port else uri.host
+    return ConnectError(code, f"no connection to {uri.provider} at {where} ({uri.masked}): {message}")
+
+
+def _is_panic(error: BaseException) -> bool:
+    # The driver's class for it cannot be imported.
+    return type(error).__name__ == "PanicException"
+
+
+def _from_panic(failure: type[PySQLXError], panic: BaseException) -> PySQLXError:
+    return failure("0", f"the driver cannot express a value of the result in Python: {panic}")
+
+
+def _read(get: Callable[[], T]) -> T:
+    """A result's rows in Python's types. Raises QueryError, e.g. for a date after the year 9999."""
+    try:
+        return get()
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise _from_panic(QueryError, error) from None
+
+
+def _check_sql(sql: object) -> None:
+    if not isinstance(sql, str):
+        raise TypeError(f"sql must be a str, not {type(sql).__name__}")
+
+
+def _check_model(model: object) -> None:
+    if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise TypeError(f"model must be a class derived from BaseRow or pydantic's BaseModel, not {model!r}")
+
+
+def _check_isolation_level(level: object) -> None:
+    if level not in get_args(IsolationLevel):
+        raise ValueError(f"unknown isolation level {level!r}: allowed are {', '.join(get_args(IsolationLevel))}")

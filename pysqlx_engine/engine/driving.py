@@ -1,0 +1,132 @@
+"""Run the driver's coroutines on a plain thread, without an event loop, and let go of the GIL while they wait.
+
+The driver's own synchronous calls hold the GIL for a whole query. Its asynchronous calls work on threads of the
+driver's runtime and ask the running event loop for two things only: a future to wait for, and
+`call_soon_threadsafe` to be woken. A stand-in that offers those two is all a thread needs. That is why there is one
+implementation of a connection, and why the synchronous face is that implementation, driven from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+T = TypeVar("T")
+
+EXIT_GRACE = 0.2
+"""Seconds that calls in flight get to end by themselves when the interpreter exits."""
+
+
+class _Wake:
+    """What the driver gets instead of an asyncio future: it yields itself once, and its thread waits for it."""
+
+    __slots__ = ("_done", "_lock")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def __iter__(self) -> Generator[_Wake, None, None]:
+        if not self._done:
+            yield self
+
+    __await__ = __iter__
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: object) -> None:
+        self._done = True
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Wait without the GIL. A signal's exception (KeyboardInterrupt) ends it."""
+        self._lock.acquire()
+
+
+class _ThreadLoop:
+    """The part of an event loop that the driver uses. It has no state, so one serves every thread."""
+
+    def create_future(self) -> _Wake:
+        return _Wake()
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object, context: object = None) -> None:
+        callback(*args)
+
+
+_THREAD_LOOP = _ThreadLoop()
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run `coroutine` on the calling thread until it ends, and return what it returns.
+
+    It may await nothing but the driver's calls. Works on any thread, also inside a running event loop, which it
+    blocks meanwhile. What interrupts the wait (KeyboardInterrupt) closes the coroutine and goes on to the caller.
+    """
+    set_running_loop = asyncio._set_running_loop
+    outer_loop = asyncio._get_running_loop()
+    try:
+        while True:
+            set_running_loop(_THREAD_LOOP)  # type: ignore[arg-type]
+            try:
+                wake = coroutine.send(None)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            finally:
+                # Before the thread blocks: a signal handler that runs meanwhile must find the loop it expects.
+                set_running_loop(outer_loop)
+            if not isinstance(wake, _Wake):
+                raise RuntimeError(f"a driven coroutine may await the driver only, not {wake!r}")
+            wake.wait()
+    except BaseException:
+        coroutine.close()
+        raise
+
+
+class _CallsInFlight:
+    """The driver's calls that this process waits for, so that none of them ends in the midst of interpreter shutdown.
+
+    A driver's thread that finishes a call takes the GIL, and one that asks a finalising interpreter for it is
+    terminated by CPython (3.11 to 3.13): the process aborts with status 134 in place of its own. So at exit no call is
+    let in any more and those in flight get `EXIT_GRACE` to end. What runs longer than that is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[object] = set()
+        self._exiting = False
+        self._none_left = threading.Event()
+        atexit.register(self._drain)
+        # Nothing is in flight in a forked child, and the parent's grace is not its own.
+        os.register_at_fork(after_in_child=self._calls.clear)
+
+    async def wait_for(self, call: Awaitable[T]) -> T:
+        """Await the driver's `call`. Raises RuntimeError when the interpreter is exiting."""
+        if self._exiting:
+            raise RuntimeError("the interpreter is exiting: no database call can be started any more")
+        self._calls.add(call)
+        try:
+            return await call
+        finally:
+            self._calls.discard(call)
+            if self._exiting and not self._calls:
+                self._none_left.set()
+
+    def _drain(self) -> None:
+        self._exiting = True
+        if self._calls:
+            self._none_left.wait(EXIT_GRACE)
+        for call in list(self._calls):
+            close = getattr(call, "close", None)
+            if close is not None:
+                close()
+
+
+calls_in_flight = _CallsInFlight()

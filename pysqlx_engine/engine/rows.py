@@ -1,0 +1,135 @@
+"""Result rows: dictionaries from the driver become `BaseRow` objects or the user's own model."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+M = TypeVar("M", bound=BaseModel)
+
+KNOWN_SHAPES = 512
+"""Result shapes (column names with their types) and models whose machinery is kept."""
+
+_PYTHON_TYPES: dict[str, Any] = {
+    "bool": bool,
+    "bytes": bytes,
+    "date": datetime.date,
+    "datetime": datetime.datetime,
+    "decimal": decimal.Decimal,
+    "float": float,
+    "int": int,
+    "json": Any,
+    "str": str,
+    "time": datetime.time,
+    "uuid": uuid.UUID,
+}
+
+
+class BaseRow(BaseModel):
+    """A row of a result; a pydantic model with one attribute per column.
+
+    Inherit from it to state a result's columns and pass the class as `model`. Without `model` a query returns
+    instances of a subclass made for the result's shape, with every value as the database gave it: nothing is
+    converted or checked a second time.
+
+    Any column name works. A column called like one of pydantic's old methods ("json", "copy", "dict", "schema") is the
+    column, not the method. Names that pydantic keeps for itself (its own "model_..." methods and names that start with
+    two underscores) are found in `model_extra` and `model_dump()` only. Columns come in no particular order.
+    """
+
+
+class _ShapedRow(BaseRow):
+    """Base of the classes made for one result shape."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    _shape: ClassVar[frozenset[tuple[str, str]]]
+    _fields_set: ClassVar[set[str]]
+    # Columns that pydantic does not take as fields. They live beside the fields as extra values, and among the
+    # instance's attributes too (which win over a class's methods), except where pydantic needs its own method.
+    _odd_columns: ClassVar[tuple[str, ...]]
+    _reserved_columns: ClassVar[tuple[str, ...]]
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return sorted(super().__repr_args__(), key=lambda column: column[0] or "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class exists in this process only; another one makes its own from the shape.
+        return _restore, (self._shape, self.__dict__ | (self.__pydantic_extra__ or {}))
+
+
+def rows_as(model: type[M], rows: list[dict[str, Any]]) -> list[M]:
+    """`rows` as instances of the user's `model`. Raises pydantic's ValidationError where they do not fit it."""
+    return _adapter(model).validate_python(rows)
+
+
+def row_as(model: type[M], row: dict[str, Any]) -> M:
+    """One row as an instance of the user's `model`. Raises pydantic's ValidationError where it does not fit it."""
+    return model.model_validate(row)
+
+
+def base_rows(types: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[BaseRow]:
+    """`rows` as BaseRow objects; `types` are the driver's names for the columns' types."""
+    shaped = _row_class(frozenset(types.items()))
+    return [_construct(shaped, row) for row in rows]
+
+
+def base_row(types: Mapping[str, str], row: dict[str, Any]) -> BaseRow:
+    """One row as a BaseRow object."""
+    return _construct(_row_class(frozenset(types.items())), row)
+
+
+def _construct(shaped: type[_ShapedRow], values: dict[str, Any]) -> BaseRow:
+    # What `model_construct` does, without what it looks up for every row: the driver's values have the right types.
+    row = shaped.__new__(shaped)
+    extra = {name: values[name] for name in shaped._odd_columns} if shaped._odd_columns else {}
+    for name in shaped._reserved_columns:
+        del values[name]
+    put = object.__setattr__
+    put(row, "__dict__", values)
+    put(row, "__pydantic_fields_set__", shaped._fields_set)
+    put(row, "__pydantic_extra__", extra)
+    put(row, "__pydantic_private__", None)
+    return row
+
+
+@lru_cache(maxsize=KNOWN_SHAPES)
+def _adapter(model: type[M]) -> TypeAdapter[list[M]]:
+    return TypeAdapter(list[model])  # type: ignore[valid-type]
+
+
+@lru_cache(maxsize=KNOWN_SHAPES)
+def _row_class(shape: frozenset[tuple[str, str]]) -> type[_ShapedRow]:
+    columns = dict(sorted(shape))
+    odd = tuple(name for name in columns if name.startswith("_") or hasattr(BaseModel, name))
+    fields: dict[str, Any] = {
+        name: (_python_type(kind) | None, None) for name, kind in columns.items() if name not in odd
+    }
+    shaped = create_model("BaseRow", __base__=_ShapedRow, **fields)
+    shaped._shape = shape
+    shaped._fields_set = set(columns)
+    shaped._odd_columns = odd
+    shaped._reserved_columns = tuple(
+        name for name in odd if name.startswith(("__", "model_")) and hasattr(BaseModel, name)
+    )
+    return shaped
+
+
+def _python_type(kind: str) -> Any:
+    """The annotation for the driver's name of a type, e.g. "int" or "array_int"."""
+    if kind == "array" or kind.startswith("array_"):
+        item = _PYTHON_TYPES.get(kind.removeprefix("array").removeprefix("_"), Any)
+        return tuple[item | None, ...]  # type: ignore[valid-type]
+    return _PYTHON_TYPES.get(kind, Any)
+
+
+def _restore(shape: frozenset[tuple[str, str]], values: dict[str, Any]) -> BaseRow:
+    return _construct(_row_class(shape), values)

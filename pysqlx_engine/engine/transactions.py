@@ -1,0 +1,70 @@
+"""Whether a statement leaves a transaction open.
+
+The driver does not show transaction state, so it is read off the statement: from its first keyword, and where that
+does not tell, the statement counts as one that may have opened one. A mistake in that direction costs one ROLLBACK when
+the connection goes back to its pool; a mistake in the other would hand out somebody's open transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from functools import lru_cache
+
+
+class Effect(Enum):
+    """What a statement does to the connection's transaction."""
+
+    NONE = "leaves it as it is"
+    MAY_OPEN = "may open one"
+    ENDS = "ends it when it succeeds"
+
+
+# Blanks, comments and opening brackets, then the first word. No match for MySQL's /*! ... */, which is executed.
+_FIRST_WORD = re.compile(r"(?:[\s(;]+|--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:.*?)\*/)*([A-Za-z]+)", re.DOTALL)
+_OPENS = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK", "HANDLER"})
+_ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
+# ROLLBACK TO goes back inside the transaction, AND CHAIN opens the next one, PREPARED ends one that is not this one's.
+_DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
+_ENDS_AFTER_ALL = re.compile(r"\bAND\s+NO\s+CHAIN\b", re.IGNORECASE)
+_SESSION_MODE = re.compile(r"AUTOCOMMIT|IMPLICIT_TRANSACTIONS", re.IGNORECASE)
+_HARMLESS = re.compile(
+    "SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|VALUES|TABLE|CREATE|DROP|ALTER|TRUNCATE|COMMENT|GRANT|REVOKE|ANALYZE"
+    "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|SET|RESET|DISCARD|DEALLOCATE|PRAGMA|ATTACH|DETACH"
+    "|LISTEN|UNLISTEN|NOTIFY|COPY|KILL|FLUSH"
+)
+_CACHED_LENGTH = 2000
+
+
+def effect_of(sql: str) -> Effect:
+    """The effect of one statement sent by `query*` or `execute`, which the server takes one at a time."""
+    # Statements are few and come again and again; the long ones are mostly data, and not worth keeping.
+    return _cached_effect(sql) if len(sql) <= _CACHED_LENGTH else _effect(sql)
+
+
+def effect_of_command(sql: str) -> Effect:
+    """The effect of what `raw_cmd` sends: it may be several statements, so only a single known one is trusted."""
+    single = ";" not in sql.rstrip().rstrip(";")
+    effect = effect_of(sql)
+    if effect is Effect.NONE and not (single and _HARMLESS.fullmatch(_first_word(sql) or "")):
+        return Effect.MAY_OPEN
+    return effect if single else Effect.MAY_OPEN
+
+
+def _first_word(sql: str) -> str | None:
+    match = _FIRST_WORD.match(sql)
+    return match[1].upper() if match else None
+
+
+def _effect(sql: str) -> Effect:
+    word = _first_word(sql)
+    if word in _ENDS:
+        if _DOES_NOT_END.search(sql) and not _ENDS_AFTER_ALL.search(sql):
+            return Effect.MAY_OPEN
+        return Effect.ENDS
+    if word is None or word in _OPENS or (word == "SET" and _SESSION_MODE.search(sql)):
+        return Effect.MAY_OPEN
+    return Effect.NONE
+
+
+_cached_effect = lru_cache(maxsize=1024)(_effect)
