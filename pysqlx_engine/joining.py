@@ -1,0 +1,44 @@
+"""Where a process's pools get their budget: the one place that wires pools to what many processes share.
+
+With PYSQLX_COORDINATOR set, a pool draws leases from that coordinator; a coordinator that cannot be reached means wait
+and then fail, never a budget of one's own. In the only worker of a `pysqlx-run`, the pools of the process share one
+budget for each database. Everywhere else each pool has its own `max_size`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from .pool.budget import Budget, LocalBudget, PoolRequest, use_provider
+
+if TYPE_CHECKING:
+    from .workers.leased_budget import LocalLink
+
+
+def shared_budget(request: PoolRequest) -> Budget:
+    if request.uri.identity is None:  # a database in memory is each connection's own
+        return LocalBudget(request.max_size)
+    # Imported when needed: a single process loads neither ZeroMQ nor what speaks it.
+    if endpoint := os.environ.get("PYSQLX_COORDINATOR"):
+        from .workers.link import join
+
+        return join(endpoint, request)
+    if os.environ.get("PYSQLX_RUN_ID"):
+        from .workers.leased_budget import LeasedBudget
+
+        return LeasedBudget(_local_link(), request)
+    return LocalBudget(request.max_size)
+
+
+@functools.cache
+def _local_link() -> LocalLink:
+    from .settings import load_pool_settings
+    from .workers.leased_budget import LocalLink
+
+    return LocalLink(operator_size=load_pool_settings().max_size)
+
+
+os.register_at_fork(after_in_child=_local_link.cache_clear)
+use_provider(shared_budget)

@@ -1,0 +1,94 @@
+"""The one background thread of a process: an event loop in which every pool opens, closes and looks after connections.
+
+It is apart from the user's event loop and threads for a reason: a connection must be closed, and its lease given back,
+also when the user's loop is busy, blocked or closed; and what opens and closes is then written once for the asyncio
+and the thread face. The driver does its work in threads of its own, so this thread mostly sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+EXIT_TIMEOUT = 2.0
+"""Seconds that closing all pools may take at interpreter exit."""
+
+
+class Background:
+    """The thread and its loop. Everything but `run` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="pysqlx-pool", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run `coroutine` in the background. What it raises is its own business: it must not."""
+        if threading.get_ident() == self._thread.ident:
+            self._start(coroutine)
+        else:
+            self.loop.call_soon_threadsafe(self._start, coroutine)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        if threading.get_ident() == self._thread.ident:
+            self.loop.call_later(delay, callback)
+        else:
+            self.loop.call_soon_threadsafe(self.loop.call_later, delay, callback)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(EXIT_TIMEOUT)
+
+
+_lock = threading.Lock()
+_background: Background | None = None
+_at_exit: list[Callable[[], None]] = []
+
+
+def background() -> Background:
+    """The process's background thread, started when it is first needed."""
+    global _background  # noqa: PLW0603
+    # Without the lock where it can be: a pool that is collected comes here from anywhere, also from inside the lock.
+    if _background is not None:
+        return _background
+    with _lock:
+        if _background is None:
+            _background = Background()
+        return _background
+
+
+def at_exit(callback: Callable[[], None]) -> None:
+    """Call `callback` at interpreter exit, before the background thread ends. The last one first."""
+    _at_exit.append(callback)
+
+
+def _shut_down() -> None:
+    for callback in reversed(_at_exit):
+        callback()
+    if _background is not None:
+        _background.stop()
+
+
+def _forget() -> None:
+    """In a forked child there is no such thread."""
+    global _background, _lock  # noqa: PLW0603
+    _background = None
+    _lock = threading.Lock()
+
+
+atexit.register(_shut_down)
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,160 @@
+"""What a pool needs from whoever hands out connections: the `Budget` interface, and the one that is just a number.
+
+A lease is the right to one server-side connection. A pool asks for leases when somebody waits, opens a connection only
+under a lease, and gives the lease back when the server has confirmed the close. Which budget a pool gets is decided by
+the provider that `use_provider` installs: by default every pool has a number of its own (`LocalBudget`); in a process
+that joined a coordinator it is a lease client. The pool itself cannot tell.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from ..engine.session import ServerSession
+from ..engine.uri import DatabaseURI
+
+Lease = int
+
+
+class Demand(NamedTuple):
+    """What one pool uses and what it lacks, at one moment."""
+
+    in_use: int
+    idle: int
+    waiting: int
+    want: int
+    """Leases that the pool would use at once, beyond those it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRequest:
+    """What a pool says about itself when it asks for a budget."""
+
+    name: str
+    uri: DatabaseURI
+    min_size: int
+    max_size: int
+    max_size_stated: bool
+    """False when `max_size` is only the default: then it is no statement about the size of the budget."""
+    timeout: float
+    """Seconds to wait for whoever decides."""
+
+
+class BudgetClient(Protocol):
+    """The pool's side. All methods may be called from any thread, and do not block."""
+
+    def granted(self, leases: Sequence[Lease]) -> None:
+        """Take `leases`."""
+
+    def denied(self) -> None:
+        """What was wanted on top of that cannot be had for now."""
+
+    def set_ceiling(self, ceiling: int | None) -> None:
+        """Somebody else waits: hold at most `ceiling` leases, from idle connections at once, from others when they
+        come back. None lifts the ceiling. The pool answers with a `Budget.demand_changed`."""
+
+    def resized(self, size: int) -> None:
+        """The budget has another size now."""
+
+    def refused(self, error: BaseException) -> None:
+        """No budget can be had any more; waiters fail with `error`."""
+
+    def tell_demand(self) -> Demand:
+        """The demand as it is now. Asked for at the moment of sending, so that an old one never overtakes a new one."""
+
+
+class Budget(Protocol):
+    """One pool's access to the budget of its database. All methods but `attach` are non-blocking and thread-safe."""
+
+    @property
+    def size(self) -> int:
+        """Connections that all covered pools together may have to this database."""
+
+    async def attach(self, client: BudgetClient) -> None:
+        """Make the client known. Raises PoolRefusedError or PoolTimeoutError."""
+
+    def demand_changed(self) -> None:
+        """The client's demand is another one now. Leads to `granted` when something is wanted and can be had."""
+
+    def opened(self, lease: Lease, session: ServerSession) -> None:
+        """A connection was opened under `lease`."""
+
+    def give_back(self, leases: Sequence[Lease]) -> None:
+        """The server sessions of these leases are gone."""
+
+    def detach(self) -> None:
+        """The pool is closed; everything was given back."""
+
+    def label(self, pool: str) -> str:
+        """What the server's list of sessions shows for connections of this pool."""
+
+    def describe(self) -> str:
+        """One phrase for error messages, for example "budget 10/10 leased, coordinator up"."""
+
+
+class LocalBudget:
+    """A number: `size` connections for one pool."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._free = list(range(size, 0, -1))
+        self._client: BudgetClient | None = None
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def attach(self, client: BudgetClient) -> None:
+        self._client = client
+
+    def demand_changed(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        want = client.tell_demand().want
+        with self._lock:
+            leases = [self._free.pop() for _ in range(min(want, len(self._free)))]
+        if leases:
+            client.granted(leases)
+        if len(leases) < want:
+            client.denied()
+
+    def opened(self, lease: Lease, session: ServerSession) -> None:
+        pass
+
+    def give_back(self, leases: Sequence[Lease]) -> None:
+        with self._lock:
+            self._free.extend(leases)
+
+    def detach(self) -> None:
+        self._client = None
+
+    def label(self, pool: str) -> str:
+        return f"pysqlx {pool}"
+
+    def describe(self) -> str:
+        return f"budget {self._size - len(self._free)}/{self._size} leased"
+
+
+BudgetProvider = Callable[[PoolRequest], Budget]
+
+
+def _local(request: PoolRequest) -> Budget:
+    return LocalBudget(request.max_size)
+
+
+_provider: BudgetProvider = _local
+
+
+def use_provider(provider: BudgetProvider | None) -> None:
+    """Decide where pools that start from now on get their budget; None restores a number of their own."""
+    global _provider  # noqa: PLW0603
+    _provider = provider or _local
+
+
+def budget_for(request: PoolRequest) -> Budget:
+    return _provider(request)

@@ -1,0 +1,340 @@
+"""What one process's pool decides: a state machine without I/O, clock, thread or await.
+
+Every event is a method that changes the state and returns the `Effects` somebody else has to perform (wake a waiter,
+open under a lease, close a connection, give leases back, tell the budget). The caller holds one lock around each call
+and performs the effects after it has let go of the lock, so cancellation and other threads can only come between two
+states, never into the middle of one.
+
+The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` -> given
+back. What is held is the sum of these; it changes only by `granted` and by `Effects.give_back`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine.session import ServerSession
+from ..errors import PoolClosedError
+from .budget import Demand, Lease
+
+MAX_OPENING = 2
+"""Connections being opened at a time. More would answer a short spike with connections that nobody needs after it:
+a connection that comes back serves a waiter sooner than a new one, which takes milliseconds to open."""
+
+
+class ConnInfo:
+    """One connection of the pool."""
+
+    __slots__ = ("engine", "face", "lease", "name", "opened_at", "retire", "session")
+
+    def __init__(
+        self, name: str, lease: Lease, engine: Any, face: Any, session: ServerSession, opened_at: float
+    ) -> None:
+        self.name = name
+        self.lease = lease
+        self.engine = engine
+        self.face = face
+        """What the user gets: the engine itself, or its thread face."""
+        self.session = session
+        self.opened_at = opened_at
+        self.retire = False
+        """Set when the connection is too old: it is closed when it comes back."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} '{self.name}' at {id(self):#x}>"
+
+
+class Waiter:
+    """Somebody who waits for a connection. Exactly one of `conn` and `error` is set before `wake` is called."""
+
+    __slots__ = ("conn", "error", "wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
+        self.conn: ConnInfo | None = None
+        self.error: BaseException | None = None
+
+
+class State(enum.Enum):
+    NEW = "new"
+    OPEN = "open"
+    DRAINING = "draining"
+    """No check-outs any more; connections in use may be used until they come back."""
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class Effects:
+    """What has to be performed, in this order."""
+
+    wake: list[Waiter] = field(default_factory=list)
+    open: list[Lease] = field(default_factory=list)
+    close: list[ConnInfo] = field(default_factory=list)
+    give_back: list[Lease] = field(default_factory=list)
+    tell: bool = False
+    """Set when the budget has to hear of a new demand."""
+
+
+class PoolCore:
+    def __init__(self, min_size: int, budget_size: int) -> None:
+        self.min_size = min_size
+        self.budget_size = budget_size
+        self.state = State.NEW
+        self.idle: list[ConnInfo] = []
+        """A stack: the connection used last is used next, so that what is not needed gets old and can be closed."""
+        self.in_use: set[ConnInfo] = set()
+        self.waiters: dict[Waiter, None] = {}
+        """In order of arrival. A dictionary, so that one who gives up leaves at once, wherever he stands."""
+        self.spare: list[Lease] = []
+        self.opening: set[Lease] = set()
+        self.closing: set[ConnInfo] = set()
+        self.ceiling: int | None = None
+        self.backing_off = False
+        """Set while opening is put off after a failure."""
+        self.denied = False
+        """Set when the budget gave less than was wanted; lifted when something is granted again."""
+        self.last_error: BaseException | None = None
+        self._told = Demand(0, 0, 0, 0)
+        """What the budget knows of our demand, less what it has granted since."""
+
+    # -- what is --------------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """Leases this pool holds."""
+        return len(self.spare) + len(self.opening) + len(self.idle) + len(self.in_use) + len(self.closing)
+
+    @property
+    def size(self) -> int:
+        """Connections that are open."""
+        return len(self.idle) + len(self.in_use)
+
+    @property
+    def warming(self) -> bool:
+        """Whether connections towards `min_size` are still on their way."""
+        if self.state is not State.OPEN:
+            return False
+        more_may_come = not self.denied and self.ceiling is None
+        return bool(self.opening or self.spare) or (self.size < self.min_size and more_may_come)
+
+    def demand(self) -> Demand:
+        """Wanted is only what can be opened at once: a lease that lies about here is missing elsewhere."""
+        missing = len(self.waiters)
+        if not missing and self.state is State.OPEN and self.ceiling is None:
+            missing = max(0, self.min_size - self.size)
+        want = max(0, min(missing, MAX_OPENING) - len(self.opening) - len(self.spare))
+        if self.backing_off or self.state is not State.OPEN:
+            want = 0
+        return Demand(len(self.in_use), len(self.idle), len(self.waiters), want)
+
+    def tell(self) -> Demand:
+        """The demand as it is now, for the budget."""
+        self._told = self.demand()
+        return self._told
+
+    # -- check-out and check-in -----------------------------------------------------------------------------------
+
+    def check_out(self) -> ConnInfo | None:
+        """An idle connection, or None: then the caller may wait. Raises PoolClosedError."""
+        if self.state is not State.OPEN:
+            raise PoolClosedError(_CLOSED[self.state])
+        if not self.idle:
+            return None
+        conn = self.idle.pop()
+        self.in_use.add(conn)
+        return conn
+
+    def wait(self, waiter: Waiter) -> Effects:
+        """Queue `waiter`. Raises PoolClosedError."""
+        if self.state is not State.OPEN:
+            raise PoolClosedError(_CLOSED[self.state])
+        self.waiters[waiter] = None
+        return self._plan()
+
+    def give_up(self, waiter: Waiter) -> tuple[ConnInfo | None, Effects | None]:
+        """`waiter` waits no longer (timeout, cancellation). If a connection had been handed to it in this very
+        moment, it is returned: the caller has to check it in."""
+        if waiter in self.waiters:
+            del self.waiters[waiter]
+            return None, self._plan()
+        conn, waiter.conn = waiter.conn, None
+        return conn, None
+
+    def check_in(self, conn: ConnInfo, *, reusable: bool = True) -> Effects | None:
+        """A connection comes back. Not `reusable`: it is broken, or may still be working on something."""
+        if conn not in self.in_use:
+            return None  # closed by force meanwhile
+        if reusable and not conn.retire and self.state is State.OPEN and self.ceiling is None:
+            # The usual case, kept free of everything else.
+            if not self.waiters:
+                self.in_use.remove(conn)
+                self.idle.append(conn)
+                return None
+            effects = Effects(wake=[self._hand_over(conn)])
+            return effects if self.waiters or not self._told.want else self._plan(effects)
+        over = self.ceiling is not None and self.held - len(self.closing) > self.ceiling
+        self.in_use.remove(conn)
+        if reusable and not conn.retire and self.state is State.OPEN and not over:
+            self.idle.append(conn)
+            return self._plan()
+        self.closing.add(conn)
+        return self._plan(Effects(close=[conn]))
+
+    def _hand_over(self, conn: ConnInfo) -> Waiter:
+        waiter = next(iter(self.waiters))
+        del self.waiters[waiter]
+        waiter.conn = conn
+        return waiter
+
+    # -- leases and connections -----------------------------------------------------------------------------------
+
+    def granted(self, leases: Sequence[Lease]) -> Effects:
+        self.spare.extend(leases)
+        self._told = self._told._replace(want=max(0, self._told.want - len(leases)))
+        return self._plan()
+
+    def deny(self) -> Effects:
+        """There is no more for now."""
+        self.denied = True
+        return self._plan()
+
+    def set_ceiling(self, ceiling: int | None) -> Effects:
+        self.ceiling = ceiling
+        effects = self._plan()
+        effects.tell = True  # whoever recalls wants to know, changed or not
+        return effects
+
+    def opened(self, conn: ConnInfo) -> Effects:
+        self.opening.remove(conn.lease)
+        self.last_error = None
+        if self.state is not State.OPEN:
+            self.closing.add(conn)
+            return self._plan(Effects(close=[conn]))
+        self.idle.append(conn)
+        return self._plan()
+
+    def open_failed(self, lease: Lease, error: BaseException, *, permanent: bool) -> Effects:
+        """Nothing is opened until `try_again`. Waiters keep their places, unless it is `permanent`: what waiting cannot
+        cure is told at once."""
+        self.opening.remove(lease)
+        self.spare.append(lease)
+        self.last_error = error
+        self.backing_off = True
+        return self._plan(self._fail_waiters(error) if permanent else None)
+
+    def try_again(self) -> Effects:
+        self.backing_off = False
+        return self._plan()
+
+    def closed(self, conn: ConnInfo) -> Effects:
+        """The server has let go of `conn`."""
+        self.closing.remove(conn)
+        self.spare.append(conn.lease)
+        return self._plan()
+
+    # -- housekeeping ---------------------------------------------------------------------------------------------
+
+    def discard_idle(self, conn: ConnInfo) -> Effects | None:
+        """Close `conn` unless somebody has just taken it."""
+        if conn not in self.idle:
+            return None
+        self.idle.remove(conn)
+        self.closing.add(conn)
+        return self._plan(Effects(close=[conn]))
+
+    def replenish(self) -> Effects:
+        """Open towards `min_size` again, whatever was denied before."""
+        self.denied = False
+        self._told = self._told._replace(want=0)
+        return self._plan()
+
+    # -- start and stop -------------------------------------------------------------------------------------------
+
+    def start(self) -> Effects:
+        self.state = State.OPEN
+        return self._plan()
+
+    def drain(self) -> Effects:
+        """No check-outs any more, waiters fail, idle connections are closed; others when they come back."""
+        self.state = State.DRAINING
+        effects = self._fail_waiters(PoolClosedError(_CLOSED[State.DRAINING]))
+        effects.close, self.idle = self.idle, []
+        self.closing.update(effects.close)
+        return self._plan(effects)
+
+    def close(self) -> Effects:
+        """Drain, and close what is still in use."""
+        effects = self.drain()
+        self.state = State.CLOSED
+        effects.close.extend(self.in_use)
+        self.closing |= self.in_use
+        self.in_use.clear()
+        return effects
+
+    def fail_waiters(self, error: BaseException) -> Effects:
+        return self._plan(self._fail_waiters(error))
+
+    def _fail_waiters(self, error: BaseException) -> Effects:
+        failed = list(self.waiters)
+        for waiter in failed:
+            waiter.error = error
+        self.waiters.clear()
+        return Effects(wake=failed)
+
+    # -- the decision ---------------------------------------------------------------------------------------------
+
+    def _plan(self, effects: Effects | None = None) -> Effects:
+        """Bring idle connections, leases and waiters together. Every event but the usual check-in ends here."""
+        effects = effects or Effects()
+        while self.waiters and self.idle:
+            conn = self.idle.pop()
+            self.in_use.add(conn)
+            effects.wake.append(self._hand_over(conn))
+        if self.state is State.OPEN and not self.backing_off:
+            while self.spare and len(self.opening) < MAX_OPENING and self._short():
+                lease = self.spare.pop()
+                self.opening.add(lease)
+                effects.open.append(lease)
+        # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
+        keep = min(len(self.spare), len(self.waiters)) if self.backing_off else 0
+        if self.ceiling is not None:
+            keep = max(0, min(keep, self.ceiling - (self.held - len(self.spare))))
+        effects.give_back.extend(self.spare[keep:])
+        del self.spare[keep:]
+        if self.ceiling is not None:
+            # The oldest of the idle ones first; those that are closing already are on their way back.
+            while self.idle and self.held - len(self.closing) > self.ceiling:
+                conn = self.idle.pop(0)
+                self.closing.add(conn)
+                effects.close.append(conn)
+        effects.tell = self._is_news(self.demand())
+        return effects
+
+    def _short(self) -> bool:
+        if self.ceiling is not None and self.held > self.ceiling:
+            return False
+        wanted = len(self.waiters) or (self.min_size - self.size if self.ceiling is None else 0)
+        return wanted > len(self.opening)
+
+    def _is_news(self, demand: Demand) -> bool:
+        """A budget is told only what can change its mind; a busy pool would otherwise send a message per query."""
+        told = self._told
+        if demand.want > told.want:
+            return True
+        if told.want and not demand.want:
+            return True
+        if told.want or self.ceiling is not None:
+            # More than the whole budget, or more than one above our ceiling, makes no difference any more.
+            most = self.budget_size if self.ceiling is None else self.ceiling + 1
+            return min(most, demand.in_use + demand.waiting) != min(most, told.in_use + told.waiting)
+        return False
+
+
+_CLOSED = {
+    State.NEW: "the pool is not started: call start() first, or use it as a context manager",
+    State.DRAINING: "the pool is closing",
+    State.CLOSED: "the pool is closed",
+}

@@ -1,0 +1,24 @@
+"""The pools of this process, for those who look at them or stop them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime import PoolRuntime
+
+running: weakref.WeakSet[PoolRuntime] = weakref.WeakSet()
+
+
+def snapshot() -> list[dict[str, Any]]:
+    """The statistics of every running pool, as plain values."""
+    return [dataclasses.asdict(runtime.stats()) for runtime in list(running)]
+
+
+def drain() -> None:
+    """From now on no pool hands out connections: waiters and new check-outs get PoolClosedError; what is in use may be
+    used until it comes back."""
+    for runtime in list(running):
+        runtime.drain()

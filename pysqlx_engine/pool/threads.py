@@ -1,0 +1,101 @@
+"""The thread face of a pool."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from types import TracebackType
+from typing import Self
+
+from ..engine.connection import PySQLXEngineSync
+from .config import pool_config
+from .core import ConnInfo, State
+from .runtime import STOP_TIMEOUT, PoolRuntime, call_in_background, logger
+from .stats import PoolStats
+
+
+class PySQLXEnginePoolSync:
+    """A pool of connections for threads. Parameters and behaviour are those of `PySQLXEnginePool`; a query never holds
+    the interpreter lock while it waits for the server."""
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        conn_timeout: float = 30.0,
+        keep_alive: float = 60 * 15,
+        check_interval: float = 5.0,
+        monitor_batch_size: int = 10,
+        *,
+        name: str | None = None,
+    ) -> None:
+        config = pool_config(
+            uri, min_size, max_size, conn_timeout, keep_alive, check_interval, monitor_batch_size, name
+        )
+        self._runtime = PoolRuntime(config, threads=True)
+        weakref.finalize(self, self._runtime.abandon).atexit = False
+
+    def start(self) -> None:
+        """See `PySQLXEnginePool.start`."""
+        call_in_background(self._runtime.start())
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """See `PySQLXEnginePool.stop`."""
+        call_in_background(self._runtime.stop(timeout))
+
+    def connection(self) -> Checkout:
+        """`with pool.connection() as conn:`, see `PySQLXEnginePool.connection`."""
+        return Checkout(self._runtime)
+
+    @property
+    def closed(self) -> bool:
+        """True before `start` and from `stop` on."""
+        return self._runtime.core.state is not State.OPEN
+
+    def stats(self) -> PoolStats:
+        return self._runtime.stats()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.closed:
+            self.stop()
+
+    def __repr__(self) -> str:
+        config = self._runtime.config
+        return f"<PySQLXEnginePoolSync {config.name!r} {config.uri.masked} {self._runtime.describe()}>"
+
+
+class Checkout:
+    """One check-out of a thread pool."""
+
+    __slots__ = ("_conn", "_runtime")
+
+    _conn: ConnInfo
+
+    def __init__(self, runtime: PoolRuntime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> PySQLXEngineSync:
+        runtime = self._runtime
+        traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
+        conn = runtime.try_check_out()
+        if conn is None:
+            conn = runtime.wait_in_thread(runtime.config.conn_timeout)
+        self._conn = conn
+        if traced is not None:
+            runtime.trace_retrieved(conn, traced)
+        face: PySQLXEngineSync = conn.face
+        return face
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._runtime.check_in(self._conn)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Pool: Connection returned to pool: %s", self._conn)

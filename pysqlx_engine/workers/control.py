@@ -1,0 +1,141 @@
+"""Questions from `pysqlx-ctl` to whoever runs a budget: one line of JSON each way over a Unix socket.
+
+It is apart from the link on purpose: a question needs neither ZeroMQ nor a place among the members.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MAX_LINE = 64 * 1024
+"""Bytes of one question. Answers may be longer."""
+
+Json = dict[str, Any]
+Reply = Callable[[Json], None]
+Handler = Callable[[Json, Reply], None]
+
+
+class ControlServer:
+    """Answers questions from inside somebody else's loop: whenever `fileno()` is readable, call `handle_readable()`.
+
+    `handler(question, reply)` calls `reply(answer)` once, at once or later. No client can make the loop wait: what a
+    client has not sent or not read yet stays with its socket.
+    """
+
+    def __init__(self, path: Path, handler: Handler) -> None:
+        self._handler = handler
+        self._selector = selectors.EpollSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        mask = os.umask(0o177)
+        try:
+            self._listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        self._listener.listen(16)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    def handle_readable(self) -> None:
+        for key, events in self._selector.select(0):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif events & selectors.EVENT_READ:
+                key.data.read()
+            else:
+                key.data.write()
+
+    def close(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._selector.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            client, _ = self._listener.accept()
+            client.setblocking(False)
+            self._selector.register(client, selectors.EVENT_READ, _Conversation(client, self._selector, self._handler))
+
+
+class _Conversation:
+    """One client: a line in, a line out, end."""
+
+    def __init__(self, client: socket.socket, selector: selectors.BaseSelector, handler: Handler) -> None:
+        self._client = client
+        self._selector = selector
+        self._handler = handler
+        self._buffer = b""
+
+    def read(self) -> None:
+        try:
+            data = self._client.recv(MAX_LINE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._buffer += data
+        line, end, _ = self._buffer.partition(b"\n")
+        if end:
+            self._selector.unregister(self._client)
+            self._answer(line)
+        elif not data or len(self._buffer) > MAX_LINE:
+            self._end()
+
+    def _answer(self, line: bytes) -> None:
+        try:
+            question = json.loads(line)
+            if not isinstance(question, dict):
+                raise TypeError
+        except (ValueError, TypeError):
+            self._reply({"error": "a question is one line with a JSON object"})
+            return
+        self._handler(question, self._reply)
+
+    def _reply(self, answer: Json) -> None:
+        self._buffer = json.dumps(answer).encode() + b"\n"
+        with contextlib.suppress(ValueError, KeyError):  # the server was closed meanwhile
+            self._selector.register(self._client, selectors.EVENT_WRITE, self)
+            self.write()
+
+    def write(self) -> None:
+        try:
+            sent = self._client.send(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._buffer)
+        self._buffer = self._buffer[sent:]
+        if not self._buffer:
+            self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(self._client)
+        self._client.close()
+
+
+def ask(path: Path, question: Json, timeout: float = 5.0) -> Json:
+    """Ask whoever listens at `path`. Raises OSError when nobody does, or nobody answers within `timeout` seconds."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout)
+        client.connect(str(path))
+        client.sendall(json.dumps(question).encode() + b"\n")
+        with client.makefile("rb") as answer:
+            line = answer.readline()
+    if not line:
+        raise OSError("the connection was closed without an answer")
+    found = json.loads(line)
+    assert isinstance(found, dict)
+    return found

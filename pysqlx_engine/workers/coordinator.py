@@ -1,0 +1,380 @@
+"""The coordinator process: the thin shell around the lease ledger.
+
+One loop over one poller: messages from processes, the deaths of processes, questions from `pysqlx-ctl`, signals, and a
+few timers. Each event goes into the ledger; then what the ledger wants remembered is written to the journal, and then
+what it wants said is sent. The coordinator opens no database connection and knows no password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import zmq
+
+from .control import ControlServer, Json, Reply
+from .journal import Journal, Member
+from .ledger import Ledger, MemberId
+from .messages import MAX_MESSAGE, VERSION, Ask, Hello, Unwelcome, Welcome, decode_from_process, encode
+from .process import start_time
+from .rundir import RunDirectory
+from .sockets import RESET_GRACE, Verdict, half_closed, read_socket_table, server_session
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+logger = logging.getLogger("pysqlx_engine")
+
+LEARNING = 2.0
+"""Seconds that a restarted coordinator waits for a member that lives but does not report, before it grants to others.
+What the journal says of the silent one stays charged."""
+RELAX = 0.05
+"""Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
+ORPHAN_POLL = 0.002
+"""Seconds between two looks at the socket table while a dead process's sessions are not known to be gone."""
+STATUS_WAIT = 0.25
+"""Seconds that a status waits for the processes' latest reports."""
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    directory: str
+    """The run's directory, see `rundir`."""
+    run_id: str
+    max_size: int | None
+    """The operator's budget for each database; None: what the scripts state."""
+    name: str
+
+
+@dataclass
+class _Process:
+    """A process that joined, or that the journal names."""
+
+    pid: int
+    pidfd: int
+    worker: int | None = None
+    restarts: int = 0
+    joined: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Status:
+    """A question about the status, while the processes' reports come in."""
+
+    reply: Reply
+    deadline: float
+    missing: set[tuple[MemberId, int]]
+
+
+class Coordinator:
+    def __init__(self, config: CoordinatorConfig) -> None:
+        directory = RunDirectory(config.name, Path(config.directory))
+        self._config = config
+        self._epoch = secrets.randbits(32) | 1
+        self._journal = Journal(directory.journal)
+        self._ledger = Ledger(self._epoch, config.max_size, self._epoch << 31)
+        self._processes: dict[MemberId, _Process] = {}
+        self._by_pidfd: dict[int, MemberId] = {}
+        self._vanished: dict[int, float] = {}
+        """When an orphaned lease's connection was first missing from the socket table."""
+        self._orphans_due: float | None = None
+        self._relax_due: float | None = None
+        self._learning_due: float | None = None
+        self._questions: list[_Status] = []
+        self._stopping = False
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that reconnects is the same process
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        mask = os.umask(0o177)
+        try:
+            self._router.bind(f"ipc://{directory.socket}")
+        finally:
+            os.umask(mask)
+        self._control = ControlServer(directory.control, self._answer)
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._control.fileno(), zmq.POLLIN)
+        self._recover()
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def run(self, wake_fd: int) -> None:
+        """Serve until `stop`; `wake_fd` becomes readable when a signal arrived."""
+        self._poller.register(wake_fd, zmq.POLLIN)
+        while not self._stopping:
+            for source, _ in self._poller.poll(self._timeout()):
+                if source is self._router:
+                    self._receive()
+                elif source == self._control.fileno():
+                    self._control.handle_readable()
+                elif source == wake_fd:
+                    os.read(wake_fd, 4096)
+                else:
+                    self._died(self._by_pidfd[source])
+            self._run_timers()
+            self._flush()
+        self._control.close()
+        self._router.close()
+        self._context.term()
+        self._journal.close()
+
+    def _timeout(self) -> int | None:
+        """Milliseconds until the next timer; None: there is none."""
+        due = [at for at in (self._orphans_due, self._relax_due, self._learning_due) if at is not None]
+        due += [question.deadline for question in self._questions]
+        return max(0, round((min(due) - time.monotonic()) * 1000 + 0.5)) if due else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        if self._learning_due is not None and (now >= self._learning_due or not self._ledger.silent_members()):
+            for member in self._ledger.silent_members():
+                logger.warning("process %s has not reported; what it held stays charged", member)
+            self._learning_due = None
+            self._ledger.start_granting()
+        if self._orphans_due is not None and now >= self._orphans_due:
+            self._look_after_orphans(now)
+        if not self._ledger.relaxable:
+            self._relax_due = None
+        elif self._relax_due is None:
+            self._relax_due = now + RELAX
+        elif now >= self._relax_due:
+            self._relax_due = None
+            self._ledger.relax()
+        for question in [question for question in self._questions if not question.missing or now >= question.deadline]:
+            self._questions.remove(question)
+            question.reply(self._status())
+
+    def _flush(self) -> None:
+        """First remember, then say."""
+        ledger = self._ledger
+        records, ledger.records = ledger.records, []
+        self._journal.write(records)
+        notices, ledger.notices = ledger.notices, []
+        for notice in notices:
+            logger.warning("%s", notice)
+        messages, ledger.outbox = ledger.outbox, []
+        for member, message in messages:
+            self._send(member, encode(message))
+
+    def _send(self, member: MemberId, data: bytes) -> None:
+        # A process that is gone is dealt with by its pidfd, one that does not read loses its connection.
+        with contextlib.suppress(zmq.ZMQError):
+            self._router.send_multipart([member.encode(), data], zmq.NOBLOCK)
+
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        for _ in range(1000):  # then somebody else gets a turn
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                identity, data = frames
+                member = identity.decode("ascii")
+                message = decode_from_process(data)
+            except (ValueError, msgspec.MsgspecError) as error:
+                logger.warning("dropped a message that is none: %s", error)
+                continue
+            if isinstance(message, Hello):
+                self._welcome(member, message)
+            elif member in self._processes:
+                self._ledger.take(member, message)
+                for question in self._questions:
+                    question.missing.discard((member, getattr(message, "pool", 0)))
+            self._flush()
+
+    def _welcome(self, member: MemberId, hello: Hello) -> None:
+        if hello.version != VERSION:
+            reason = f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}"
+            self._send(member, encode(Unwelcome(self._epoch, reason)))
+            return
+        process = self._processes.get(member)
+        if process is None:
+            process = self._watch(member, hello.pid, hello.started)
+            if process is None:
+                return  # it is dead already
+            self._journal.joined(member, Member(hello.pid, hello.started))
+        process.worker, process.restarts = hello.worker, hello.restarts
+        self._send(member, encode(Welcome(self._epoch)))
+        for pool in self._ledger.pools_of(member) - {claim.pool for claim in hello.pools}:
+            self._ledger.detach((member, pool))
+        for claim in hello.pools:
+            self._ledger.attach(member, claim)
+
+    def _watch(self, member: MemberId, pid: int, started: int) -> _Process | None:
+        """Have the kernel tell when the process dies. None if it is dead, or the pid is somebody else's by now."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if start_time(pid) != started:
+            os.close(pidfd)
+            return None
+        self._poller.register(pidfd, zmq.POLLIN)
+        self._by_pidfd[pidfd] = member
+        process = self._processes[member] = _Process(pid, pidfd)
+        return process
+
+    def _died(self, member: MemberId) -> None:
+        process = self._processes.pop(member)
+        self._poller.unregister(process.pidfd)
+        del self._by_pidfd[process.pidfd]
+        os.close(process.pidfd)
+        self._journal.left(member)
+        for question in self._questions:
+            question.missing = {key for key in question.missing if key[0] != member}
+        self._ledger.dead(member)
+        self._orphans_due = time.monotonic()
+
+    def _recover(self) -> None:
+        """Learn from the journal who may hold what. The living report by themselves; the dead left orphans."""
+        recovered = self._journal.recovered
+        alive = set()
+        for member, process in list(recovered.members.items()):
+            if self._watch(member, process.pid, process.started) is not None:
+                alive.add(member)
+            else:
+                self._journal.left(member)
+        dead = set()
+        for (key, database), leases in recovered.held.items():
+            self._ledger.recover(database, key, f"pool {key[1]} of {key[0]}", leases.values())
+            if key[0] not in alive:
+                dead.add(key[0])
+        for member in dead:
+            self._ledger.dead(member)
+        if dead:
+            self._orphans_due = time.monotonic()
+        if self._ledger.silent_members():
+            self._ledger.granting = False
+            self._learning_due = time.monotonic() + LEARNING
+
+    # -- orphans --------------------------------------------------------------------------------------------------
+
+    def _look_after_orphans(self, now: float) -> None:
+        orphans = list(self._ledger.orphans())
+        self._orphans_due = now + ORPHAN_POLL if orphans else None
+        if not orphans:
+            self._vanished.clear()
+            return
+        table = read_socket_table()
+        known = self._ledger.addresses()
+        for database, orphan in orphans:
+            held = orphan.held
+            if database.startswith("sqlite:"):
+                self._ledger.gone(database, held.lease)  # its descriptors died with the process
+                continue
+            if held.address is not None:
+                verdict = server_session(held.address, table)
+            else:
+                # Granted, but its connection was not named yet. Whatever the process had begun to open is among the
+                # half-closed connections to that server that nobody has named.
+                unnamed = half_closed(_port(database), table) - known
+                verdict = Verdict.HELD if unnamed else Verdict.RESET
+            if verdict is Verdict.RESET:
+                since = self._vanished.setdefault(held.lease, now)
+                verdict = Verdict.GONE if now - since >= RESET_GRACE else Verdict.HELD
+            if verdict is Verdict.GONE:
+                self._vanished.pop(held.lease, None)
+                self._ledger.gone(database, held.lease)
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def _answer(self, question: Json, reply: Reply) -> None:
+        if question.get("op") != "status":
+            reply({"error": f"unknown operation {question.get('op')!r}"})
+            return
+        missing = set()
+        for budget in self._ledger.budgets.values():
+            for key in budget.pools:
+                missing.add(key)
+                self._send(key[0], encode(Ask(self._epoch, key[1])))
+        self._questions.append(_Status(reply, time.monotonic() + STATUS_WAIT, missing))
+
+    def _status(self) -> Json:
+        """Every budget and every process, as plain values."""
+        now = time.monotonic()
+        workers = []
+        for member, process in sorted(self._processes.items(), key=lambda item: (item[1].worker or 0, item[1].pid)):
+            pools = [
+                {
+                    "name": pool.name,
+                    "database": budget.database,
+                    "leases": len(pool.leases),
+                    "in_use": pool.demand.in_use,
+                    "idle": pool.demand.idle,
+                    "waiting": pool.demand.waiting,
+                }
+                for budget in self._ledger.budgets.values()
+                for pool in budget.pools.values()
+                if pool.key[0] == member
+            ]
+            workers.append(
+                {
+                    "worker": process.worker,
+                    "pid": process.pid,
+                    "uptime": round(now - process.joined, 3),
+                    "restarts": process.restarts,
+                    **_sums(pools, "leases", "in_use", "idle", "waiting"),
+                    "pools": pools,
+                }
+            )
+        budgets = [
+            {
+                "database": budget.database,
+                "size": budget.size,
+                "leased": budget.charged,
+                "in_use": sum(pool.demand.in_use for pool in budget.pools.values()),
+                "idle": sum(pool.demand.idle for pool in budget.pools.values()),
+                "waiting": sum(pool.demand.waiting for pool in budget.pools.values()),
+                "quarantined": len(budget.quarantined),
+            }
+            for budget in self._ledger.budgets.values()
+        ]
+        return {"run": self._config.name, "budgets": budgets, "workers": workers}
+
+
+def _sums(rows: list[dict[str, Any]], *columns: str) -> dict[str, int]:
+    return {column: sum(row[column] for row in rows) for column in columns}
+
+
+def _port(database: str) -> int:
+    """The server's port in a database's identity."""
+    port = database.partition("://")[2].partition("/")[0].rpartition(":")[2]
+    return int(port) if port.isdigit() else 0
+
+
+def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:
+    """Run a coordinator until SIGTERM. `ready` gets b"ready" when it can be reached."""
+    logging.basicConfig(format="%(message)s")
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    coordinator = Coordinator(config)
+    signal.signal(signal.SIGTERM, _only(coordinator.stop))
+    signal.signal(signal.SIGINT, _only(coordinator.stop))
+    if ready is not None:
+        ready.send_bytes(b"ready")
+        ready.close()
+    coordinator.run(wake_read)
+    sys.stdout.flush()
+
+
+def _only(act: Callable[[], None]) -> Callable[[int, Any], None]:
+    return lambda signum, frame: act()

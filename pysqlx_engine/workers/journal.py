@@ -1,0 +1,133 @@
+"""A coordinator's memory: one line for each lease granted, opened or returned, written before anything is sent.
+
+A restarted coordinator reads it to learn who its members were and what they may hold. It is not flushed to the disk:
+it has to survive the coordinator, not the host, because with the host every member is gone as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from .ledger import PoolKey, Record
+from .messages import HeldLease
+
+COMPACT_AFTER = 20_000
+"""Lines after which the journal is written anew with what still counts."""
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A process that joined. A pid counts only with its start time."""
+
+    pid: int
+    started: int
+
+
+class _Line(msgspec.Struct, array_like=True, frozen=True):
+    kind: str
+    member: str
+    pool: int = 0
+    database: str = ""
+    held: HeldLease | None = None
+    process: Member | None = None
+
+
+class Recovered(msgspec.Struct):
+    """What a journal says: the members, and which leases each of their pools held."""
+
+    members: dict[str, Member] = {}
+    held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
+
+
+class Journal:
+    """The journal at `path`. Reading it never fails: a last line cut off by a crash is what was never granted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._encoder = msgspec.json.Encoder()
+        self.recovered = _read(path)
+        self._lines = 0
+        self._file = path.open("ab", buffering=0)
+        os.chmod(path, 0o600)
+        self._rewrite()
+
+    def joined(self, member: str, process: Member) -> None:
+        self.recovered.members[member] = process
+        self._append([_Line("joined", member, process=process)])
+
+    def left(self, member: str) -> None:
+        self.recovered.members.pop(member, None)
+        self._append([_Line("left", member)])
+
+    def write(self, records: Iterable[Record]) -> None:
+        lines = []
+        for record in records:
+            line = _Line(record.kind, record.key[0], record.key[1], record.database, record.held)
+            _apply(self.recovered, line)
+            lines.append(line)
+        self._append(lines)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, lines: list[_Line]) -> None:
+        if not lines:
+            return
+        self._file.write(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
+        self._lines += len(lines)
+        if self._lines > COMPACT_AFTER:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        lines = [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
+        lines += [
+            _Line("granted", key[0], key[1], database, held)
+            for (key, database), leases in self.recovered.held.items()
+            for held in leases.values()
+        ]
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("wb", buffering=0) as file:
+            os.chmod(temporary, 0o600)
+            file.write(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
+        temporary.replace(self._path)
+        self._file.close()
+        self._file = self._path.open("ab", buffering=0)
+        self._lines = len(lines)
+
+
+def _read(path: Path) -> Recovered:
+    recovered = Recovered()
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return recovered
+    decoder = msgspec.json.Decoder(_Line)
+    for line in lines:
+        try:
+            _apply(recovered, decoder.decode(line))
+        except msgspec.MsgspecError:
+            continue
+    return recovered
+
+
+def _apply(recovered: Recovered, line: _Line) -> None:
+    if line.kind == "joined" and line.process is not None:
+        recovered.members[line.member] = line.process
+        return
+    if line.kind == "left":
+        recovered.members.pop(line.member, None)
+        return
+    key = ((line.member, line.pool), line.database)
+    if line.kind == "attached":
+        recovered.held.pop(key, None)
+    elif line.held is not None:
+        leases = recovered.held.setdefault(key, {})
+        if line.kind == "returned":
+            leases.pop(line.held.lease, None)
+            if not leases:
+                del recovered.held[key]
+        else:
+            leases[line.held.lease] = line.held

@@ -1,0 +1,267 @@
+"""One pool's access to a shared budget: its leases, and what it says and hears about them.
+
+How the messages travel is the link's business: `link.Link` is the thread that talks to a coordinator, `LocalLink` calls
+a ledger in the same process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..engine.session import ServerSession
+from ..errors import PoolRefusedError, PoolTimeoutError
+from ..pool.budget import BudgetClient, Lease, PoolRequest
+from .ledger import Ledger
+from .messages import (
+    Ask,
+    Attach,
+    Attached,
+    Ceiling,
+    Denied,
+    Detach,
+    FromCoordinator,
+    Granted,
+    HeldLease,
+    Opened,
+    PoolClaim,
+    Refused,
+    Report,
+    Returned,
+    Unwelcome,
+    Welcome,
+)
+
+logger = logging.getLogger("pysqlx_engine")
+
+_pool_ids = itertools.count(1)
+
+Outgoing = Callable[[int], Attach | Opened | Returned | Detach | Report]
+"""A message that still lacks the epoch: it is put in when the message is sent."""
+
+
+class LinkToLedger(Protocol):
+    """What carries a pool's messages."""
+
+    lock: threading.Lock
+    """Guards the leases of every pool of this link, so that a `Hello` states all of them at one moment."""
+
+    def add(self, budget: LeasedBudget) -> None: ...
+    def remove(self, budget: LeasedBudget) -> None: ...
+
+    def post(self, message: Outgoing) -> None:
+        """Queue, in order, for `flush`. Called with `lock` held."""
+
+    def flush(self) -> None:
+        """See to it that what was posted is sent. Called without `lock`."""
+
+    def demand_changed(self, budget: LeasedBudget) -> None:
+        """Send a fresh report soon."""
+
+    def describe(self) -> str: ...
+
+    def label(self, pool: str) -> str: ...
+
+
+class LeasedBudget:
+    def __init__(self, link: LinkToLedger, request: PoolRequest) -> None:
+        self.pool_id = next(_pool_ids)
+        self._link = link
+        self._request = request
+        self._client: BudgetClient | None = None
+        self._size = request.max_size
+        self._leased = 0
+        self._leases: dict[Lease, HeldLease] = {}
+        self._received = 0
+        self._answer: asyncio.Future[None] | None = None
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    # -- what the pool calls --------------------------------------------------------------------------------------
+
+    async def attach(self, client: BudgetClient) -> None:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[None] = loop.create_future()
+        self._client, self._answer = client, answer
+        self._link.add(self)
+        try:
+            async with asyncio.timeout(self._request.timeout):
+                await answer
+        except TimeoutError:
+            self._link.remove(self)
+            raise PoolTimeoutError(
+                f"no answer from the coordinator within {self._request.timeout:.1f} s ({self._link.describe()})",
+                at_start=True,
+            ) from None
+        except PoolRefusedError:
+            self._link.remove(self)
+            raise
+
+    def demand_changed(self) -> None:
+        self._link.demand_changed(self)
+
+    def opened(self, lease: Lease, session: ServerSession) -> None:
+        held = HeldLease(lease, session.server_id, session.address)
+        with self._link.lock:
+            self._leases[lease] = held
+            self._link.post(lambda epoch: Opened(epoch, self.pool_id, held))
+        self._link.flush()
+
+    def give_back(self, leases: Sequence[Lease]) -> None:
+        back = list(leases)
+        with self._link.lock:
+            for lease in back:
+                self._leases.pop(lease, None)
+            self._link.post(lambda epoch: Returned(epoch, self.pool_id, back))
+        self._link.flush()
+
+    def detach(self) -> None:
+        self._link.remove(self)
+
+    def label(self, pool: str) -> str:
+        return self._link.label(pool)
+
+    def describe(self) -> str:
+        return f"budget {max(self._leased, len(self._leases))}/{self._size} leased, {self._link.describe()}"
+
+    # -- what the link calls --------------------------------------------------------------------------------------
+
+    def claim(self) -> PoolClaim:
+        """All that the pool holds; what was received before is settled by it. Called with the link's lock held."""
+        request = self._request
+        assert request.uri.identity is not None
+        self._received = 0
+        return PoolClaim(
+            self.pool_id,
+            request.name,
+            request.uri.identity,
+            request.min_size,
+            request.max_size,
+            request.max_size_stated,
+            list(self._leases.values()),
+        )
+
+    def report(self, epoch: int) -> Report:
+        assert self._client is not None
+        return Report(epoch, self.pool_id, self._received, self._client.tell_demand())
+
+    def receive(self, message: FromCoordinator) -> None:
+        client = self._client
+        assert client is not None
+        match message:
+            case Granted(leases=leases, leased=leased):
+                with self._link.lock:
+                    self._leases.update((lease, HeldLease(lease)) for lease in leases)
+                    self._received += len(leases)
+                self._leased = leased
+                client.granted(leases)
+            case Denied():
+                client.denied()
+            case Ceiling(ceiling=ceiling, leased=leased):
+                self._leased = leased
+                client.set_ceiling(ceiling)
+            case Ask():
+                self.demand_changed()
+            case Attached(size=size):
+                self._size = size
+                client.resized(size)
+                self._resolve(None)
+            case Refused(reason=reason) | Unwelcome(reason=reason):
+                error = PoolRefusedError(reason)
+                client.refused(error)
+                self._resolve(error)
+            case Welcome():
+                pass
+
+    def _resolve(self, error: PoolRefusedError | None) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+
+        def resolve() -> None:
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(None)
+            else:
+                answer.set_exception(error)
+
+        answer.get_loop().call_soon_threadsafe(resolve)
+
+
+class LocalLink:
+    """The pools of one process share budgets without a coordinator: the ledger is called directly.
+
+    Whoever has something to say puts it in the queue; one thread at a time takes the queue through the ledger and
+    delivers the answers, so that they arrive in the order in which they were decided. What is said meanwhile, also by
+    those who receive an answer, waits in the queue for that thread.
+    """
+
+    MEMBER = "local"
+    EPOCH = 1
+
+    def __init__(self, operator_size: int | None) -> None:
+        self.lock = threading.Lock()
+        self._ledger = Ledger(self.EPOCH, operator_size, first_lease=0)
+        self._budgets: dict[int, LeasedBudget] = {}
+        self._queue: collections.deque[Outgoing] = collections.deque()
+        self._turn = threading.Lock()
+
+    def add(self, budget: LeasedBudget) -> None:
+        self._budgets[budget.pool_id] = budget
+        with self.lock:
+            claim = budget.claim()
+            self.post(lambda epoch: Attach(epoch, claim))
+        self.flush()
+
+    def remove(self, budget: LeasedBudget) -> None:
+        with self.lock:
+            self.post(lambda epoch: Detach(epoch, budget.pool_id))
+        self.flush()
+        self._budgets.pop(budget.pool_id, None)
+
+    def post(self, message: Outgoing) -> None:
+        self._queue.append(message)
+
+    def flush(self) -> None:
+        # Looked at again after the turn is over: somebody may have queued between our last look and its end.
+        while self._queue and self._turn.acquire(blocking=False):
+            try:
+                while self._queue:
+                    self._take(self._queue.popleft())
+            finally:
+                self._turn.release()
+
+    def demand_changed(self, budget: LeasedBudget) -> None:
+        self._queue.append(budget.report)
+        self.flush()
+
+    def describe(self) -> str:
+        return "one process"
+
+    def label(self, pool: str) -> str:
+        return f"pysqlx {pool}"
+
+    def _take(self, message: Outgoing) -> None:
+        ledger = self._ledger
+        ledger.take(self.MEMBER, message(self.EPOCH))
+        if ledger.relaxable:
+            ledger.relax()
+        answers, ledger.outbox = ledger.outbox, []
+        ledger.records.clear()
+        notices, ledger.notices = ledger.notices, []
+        for notice in notices:
+            logger.warning("Pool: %s", notice)
+        for _, answer in answers:
+            if isinstance(answer, Welcome | Unwelcome):
+                continue
+            budget = self._budgets.get(answer.pool)
+            if budget is not None:
+                budget.receive(answer)
