@@ -27,7 +27,7 @@ from ..errors import (
 from ..log_config import LOG_CONFIG, log_statement
 from .driving import calls_in_flight, drive
 from .parameters import Parameters, to_driver
-from .rows import BaseRow, base_row, base_rows, row_as, rows_as
+from .rows import BaseRow, base_rows, row_as, rows_as
 from .transactions import Effect, effect_of, effect_of_command
 from .uri import INVALID_URI, DatabaseURI, Provider, parse_uri
 
@@ -124,7 +124,7 @@ class PySQLXEngine:
         if not len(response):
             return []
         rows = _read(response.get_all)
-        return base_rows(response.get_types(), rows) if model is None else rows_as(model, rows)
+        return base_rows(response.get_types(), rows) if model in (None, BaseRow) else rows_as(model, rows)
 
     @overload
     async def query_first(
@@ -147,7 +147,7 @@ class PySQLXEngine:
         if not len(response):
             return None
         row = _read(response.get_first)
-        return base_row(response.get_types(), row) if model is None else row_as(model, row)
+        return base_rows(response.get_types(), [row])[0] if model in (None, BaseRow) else row_as(model, row)
 
     async def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
         """Every row as a dict; an empty list when there is none. Raises what `query` raises."""

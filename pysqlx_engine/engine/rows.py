@@ -45,16 +45,14 @@ class BaseRow(BaseModel):
     two underscores) are found in `model_extra` and `model_dump()` only. Columns come in no particular order.
     """
 
+    model_config = ConfigDict(protected_namespaces=())
+
 
 class _ShapedRow(BaseRow):
     """Base of the classes made for one result shape."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
     _shape: ClassVar[frozenset[tuple[str, str]]]
     _fields_set: ClassVar[set[str]]
-    # Columns that pydantic does not take as fields. They live beside the fields as extra values, and among the
-    # instance's attributes too (which win over a class's methods), except where pydantic needs its own method.
     _odd_columns: ClassVar[tuple[str, ...]]
     _reserved_columns: ClassVar[tuple[str, ...]]
 
@@ -64,6 +62,16 @@ class _ShapedRow(BaseRow):
     def __reduce__(self) -> tuple[Any, ...]:
         # The class exists in this process only; another one makes its own from the shape.
         return _restore, (self._shape, self.__dict__ | (self.__pydantic_extra__ or {}))
+
+
+class _OddShapedRow(_ShapedRow):
+    """With columns that pydantic does not take as fields.
+
+    They stand beside the fields, as pydantic's extra values, and among the instance's attributes, which win over
+    methods. Only where pydantic needs its own method they are extra values alone.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
 
 def rows_as(model: type[M], rows: list[dict[str, Any]]) -> list[M]:
@@ -76,29 +84,39 @@ def row_as(model: type[M], row: dict[str, Any]) -> M:
     return model.model_validate(row)
 
 
-def base_rows(types: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[BaseRow]:
-    """`rows` as BaseRow objects; `types` are the driver's names for the columns' types."""
-    shaped = _row_class(frozenset(types.items()))
-    return [_construct(shaped, row) for row in rows]
+def base_rows(types: Mapping[str, str], rows: list[dict[str, Any]]) -> list[BaseRow]:
+    """`rows` as BaseRow objects; `types` are the driver's names for the columns' types. The dicts are used up."""
+    return _construct(_row_class(frozenset(types.items())), rows)
 
 
-def base_row(types: Mapping[str, str], row: dict[str, Any]) -> BaseRow:
-    """One row as a BaseRow object."""
-    return _construct(_row_class(frozenset(types.items())), row)
+# The attributes that pydantic keeps for every model. Set through their descriptors: this is the inner loop of a query.
+_put_values = BaseModel.__dict__["__dict__"].__set__
+_put_fields_set = BaseModel.__dict__["__pydantic_fields_set__"].__set__
+_put_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
+_put_private = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
-def _construct(shaped: type[_ShapedRow], values: dict[str, Any]) -> BaseRow:
-    # What `model_construct` does, without what it looks up for every row: the driver's values have the right types.
-    row = shaped.__new__(shaped)
-    extra = {name: values[name] for name in shaped._odd_columns} if shaped._odd_columns else {}
+def _construct(shaped: type[_ShapedRow], rows: list[dict[str, Any]]) -> list[BaseRow]:
+    # `model_construct` without what it looks up for every row: the driver's values are complete and of the right types.
+    new, fields_set = object.__new__, shaped._fields_set
+    any_odd = bool(shaped._odd_columns)
+    made: list[BaseRow] = []
+    for values in rows:
+        extra = _take_odd_columns(shaped, values) if any_odd else None
+        row = new(shaped)
+        _put_values(row, values)
+        _put_fields_set(row, fields_set)
+        _put_extra(row, extra)
+        _put_private(row, None)
+        made.append(row)
+    return made
+
+
+def _take_odd_columns(shaped: type[_ShapedRow], values: dict[str, Any]) -> dict[str, Any]:
+    extra = {name: values[name] for name in shaped._odd_columns}
     for name in shaped._reserved_columns:
         del values[name]
-    put = object.__setattr__
-    put(row, "__dict__", values)
-    put(row, "__pydantic_fields_set__", shaped._fields_set)
-    put(row, "__pydantic_extra__", extra)
-    put(row, "__pydantic_private__", None)
-    return row
+    return extra
 
 
 @lru_cache(maxsize=KNOWN_SHAPES)
@@ -108,18 +126,15 @@ def _adapter(model: type[M]) -> TypeAdapter[list[M]]:
 
 @lru_cache(maxsize=KNOWN_SHAPES)
 def _row_class(shape: frozenset[tuple[str, str]]) -> type[_ShapedRow]:
-    columns = dict(sorted(shape))
+    columns = dict(shape)
     odd = tuple(name for name in columns if name.startswith("_") or hasattr(BaseModel, name))
     fields: dict[str, Any] = {
         name: (_python_type(kind) | None, None) for name, kind in columns.items() if name not in odd
     }
-    shaped = create_model("BaseRow", __base__=_ShapedRow, **fields)
-    shaped._shape = shape
-    shaped._fields_set = set(columns)
-    shaped._odd_columns = odd
-    shaped._reserved_columns = tuple(
-        name for name in odd if name.startswith(("__", "model_")) and hasattr(BaseModel, name)
-    )
+    base: type[_ShapedRow] = _OddShapedRow if odd else _ShapedRow
+    shaped = create_model("BaseRow", __base__=base, **fields)
+    shaped._shape, shaped._fields_set, shaped._odd_columns = shape, set(columns), odd
+    shaped._reserved_columns = tuple(name for name in odd if name.startswith(("__", "model_")))
     return shaped
 
 
@@ -132,4 +147,4 @@ def _python_type(kind: str) -> Any:
 
 
 def _restore(shape: frozenset[tuple[str, str]], values: dict[str, Any]) -> BaseRow:
-    return _construct(_row_class(shape), values)
+    return _construct(_row_class(shape), [values])[0]

