@@ -135,7 +135,8 @@ def worker_environment(settings: str | None = None, **options: object) -> dict[s
     Workers read the environment only: one that is restarted sees the run's settings although the file has changed.
     """
     _, entries = _settings_file(settings)
-    variables = {name: entry.value for name, entry in entries.items() if not os.environ.get(name)}
+    environment = _environment()
+    variables = {name: entry.value for name, entry in entries.items() if name not in environment}
     variables.update({f"{PREFIX}{name.upper()}": str(value) for name, value in options.items() if value is not None})
     return variables | {FILE_VARIABLE: ""}
 
@@ -167,8 +168,14 @@ def _read_settings_file(text: str | None, origin: str) -> tuple[Path | None, dic
             continue
         if name not in _KNOWN:
             raise SettingsError(f"{path}, line {line}: unknown setting {name}{_suggestion(name)}")
-        entries[name] = _FileEntry(binding.value or "", line)
+        if binding.value:
+            entries[name] = _FileEntry(binding.value, line)
     return path, entries
+
+
+def _environment() -> dict[str, str]:
+    """Our variables that are set, by their names in capitals: pydantic-settings, too, takes them in any case."""
+    return {name.upper(): value for name, value in os.environ.items() if value and name.upper().startswith(PREFIX)}
 
 
 def _blank_lines_before(text: str) -> int:
@@ -189,7 +196,7 @@ def _apply_log_switches(path: Path | None, entries: Mapping[str, _FileEntry]) ->
     """Give `LOG_CONFIG` the switches of the file that neither the environment nor code has turned on before."""
     for name in LOG_SWITCHES:
         entry = entries.get(name)
-        if entry is None or not entry.value or os.environ.get(name) or getattr(LOG_CONFIG, name):
+        if entry is None or name in _environment() or getattr(LOG_CONFIG, name):
             continue
         try:
             setattr(LOG_CONFIG, name, entry.value)
@@ -204,21 +211,28 @@ def _load(
     path: Path | None,
     entries: Mapping[str, _FileEntry],
 ) -> _Model:
-    given = {name: value for name, value in arguments.items() if value is not None}
+    said = {name: value for name, value in arguments.items() if value is not None}
+    environment = _environment()
+    # pydantic-settings can read the file too, but forgets where a value came from and replaces ${...} in passwords.
+    filed = {
+        name: entries[variable].value
+        for name in model.model_fields
+        if (variable := f"{PREFIX}{name.upper()}") in entries and variable not in environment
+    }
     try:
-        return model(_env_file=path, **given)  # type: ignore[arg-type]  # refused by pydantic, not by mypy
+        return model.model_validate(filed | said)
     except ValidationError as error:
         name = str(error.errors(include_url=False)[0]["loc"][0])
     variable = f"{PREFIX}{name.upper()}"
-    if name in given:
-        text = origin.format(name=name, option=name.replace("_", "-"), value=_shown(name, str(given[name])))
-    elif os.environ.get(variable):
-        text = f"{variable}={_shown(name, os.environ[variable])}"
+    if name in said:
+        text = origin.format(name=name, option=name.replace("_", "-"), value=_shown(name, str(said[name])))
+    elif name in filed:
+        text = f"{path}, line {entries[variable].line}: {variable}={_shown(name, filed[name])}"
     else:
-        text = f"{variable}={_shown(name, entries[variable].value)} ({path}, line {entries[variable].line})"
+        text = f"{variable}={_shown(name, environment[variable])}"
     raise SettingsError(f"{text} is not allowed: {model.model_fields[name].description}")
 
 
 def _shown(name: str, value: str) -> str:
-    """A value as an error may print it: of a URI only the scheme, for the rest may hold a password."""
-    return f"{value.partition(':')[0][:16]}:***" if name == "uri" else value
+    """A value as an error may print it: a URI may hold a password."""
+    return "***" if name == "uri" else value

@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
 def _target(script: str, arguments: list[str]) -> Target:
     from .worker import Target
 
-    if not os.path.exists(script) and not script.endswith(".py"):
+    if not os.path.isfile(script) and not script.endswith(".py"):
         if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", script):
             return Target("callable", script, tuple(arguments))
         if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", script):

@@ -81,7 +81,7 @@ class RunDirectory:
         _check_socket_path(self.socket)
         base = self.path.parent
         _make_private(base)
-        _sweep(base)
+        _sweep(base, spare=self.path)
         while True:
             _make_private(self.path)
             try:
@@ -204,10 +204,12 @@ def _is_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _sweep(base: Path) -> None:
+def _sweep(base: Path, spare: Path) -> None:
     """Remove the directories of runs that were killed. Best effort: nothing here may keep a run from starting."""
     for entry in list(os.scandir(base)):
         path = Path(entry.path)
+        if path == spare:
+            continue
         with contextlib.suppress(OSError, ValueError, KeyError):
             # A coordinator on its own may be about to be restarted, and needs its journal then.
             if json.loads((path / "owner").read_bytes())["supervised"] is not True:

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import secrets
-import select
 import selectors
 import signal
 import socket
@@ -38,6 +37,7 @@ from .worker import main as worker_main
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
+    from .control import Json, Reply
     from .coordinator import CoordinatorConfig
 
 __all__ = ["DONE", "FAILED", "Decision", "RestartPolicy", "RunPlan", "Supervisor", "Verdict"]
@@ -180,6 +180,8 @@ class Supervisor:
         self._interrupts = 0
         self._kill_at: float | None = None
         self._status = DONE
+        self._questions: list[Reply] = []
+        self._answer_by: float | None = None
         self._stdout = Pump(1)
         self._stderr = Pump(2)
         messages, self._messages = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -236,6 +238,8 @@ class Supervisor:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_after_grace()
+        if self._answer_by is not None and now >= self._answer_by:
+            self._answer([])
         for slot in self._all_slots():
             if slot.restart_at is not None and now >= slot.restart_at:
                 slot.restart_at = None
@@ -244,8 +248,7 @@ class Supervisor:
 
     def _time_to_wait(self) -> float | None:
         moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
-        if self._kill_at is not None:
-            moments.append(self._kill_at)
+        moments += [moment for moment in (self._kill_at, self._answer_by) if moment is not None]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _say(self, text: str) -> None:
@@ -344,7 +347,7 @@ class Supervisor:
         if message is not None:
             self._obey(message)
 
-    def _receive(self, child: _Child) -> dict[str, object] | None:
+    def _receive(self, child: _Child) -> Json | None:
         """The next message of a worker, `None` when there is none now."""
         if child.control is None:
             return None
@@ -357,12 +360,14 @@ class Supervisor:
         if not data:
             self._close_control(child)
             return None
-        message: dict[str, object] = json.loads(data)
+        message: Json = json.loads(data)
         return message
 
-    def _obey(self, message: dict[str, object]) -> None:
+    def _obey(self, message: Json) -> None:
         if message["op"] == "boot_failure":
-            self._on_boot_failure(str(message["error"]))
+            self._on_boot_failure(message["error"])
+        elif message["op"] == "stats":
+            self._answer(message["pools"])
 
     def _on_boot_failure(self, error: str) -> None:
         if self._status != BOOT_FAILURE:  # once, not once per worker
@@ -502,46 +507,65 @@ class Supervisor:
             return
         from .control import ControlServer
 
-        with contextlib.closing(ControlServer(self._plan.directory.control, self._answer)) as server:
+        with contextlib.closing(ControlServer(self._plan.directory.control, self._on_question)) as server:
             self._selector.register(server, selectors.EVENT_READ, server.handle_readable)
             yield
             self._selector.unregister(server)
 
-    def _answer(self, request: dict[str, object]) -> dict[str, object]:
-        if request.get("op") == "status":
-            return self.status()
-        return {"error": f"unknown request {request.get('op')!r}"}
+    def _on_question(self, question: Json, reply: Reply) -> None:
+        if question.get("op") != "status":
+            reply({"error": f"unknown question {question.get('op')!r}"})
+            return
+        self._questions.append(reply)
+        if self._answer_by is None:
+            self._answer_by = time.monotonic() + _STATS_TIMEOUT
+        for child in self._children.values():
+            child.tell("stats")
+        if not self._children:
+            self._answer([])
 
-    def status(self) -> dict[str, object]:
-        """The run as `pysqlx-ctl status` shows it."""
-        now = time.monotonic()
+    def _answer(self, pools: list[Json]) -> None:
+        """Answer every open question. No `pools`: the worker is dead, or something holds its interpreter up."""
+        self._answer_by = None
+        status = self.status(pools)
+        for reply in self._questions:
+            reply(status)
+        self._questions.clear()
+
+    def status(self, pools: list[Json]) -> Json:
+        """The run as `pysqlx-ctl status` shows it, from the statistics of the only worker's pools.
+
+        Each pool has a budget of its own: there is no coordinator that could share one.
+        """
+        rows = [
+            {
+                "name": pool["name"],
+                "database": pool["database"],
+                "size": pool["max_size"],
+                "leases": pool["held"],
+                "in_use": pool["in_use"],
+                "idle": pool["idle"],
+                "waiting": pool["waiting"],
+            }
+            for pool in pools
+        ]
+        sums = {column: sum(row[column] for row in rows) for column in ("leases", "in_use", "idle", "waiting")}
         return {
             "run": self._plan.name,
-            "budgets": [],
+            "budgets": [{**row, "leased": row["leases"], "quarantined": 0} for row in rows],
             "workers": [
                 {
                     "worker": slot.number,
-                    "pid": slot.child.pid if slot.child else None,
-                    "uptime": now - slot.child.started if slot.child else None,
+                    "pid": slot.child.pid,
+                    "uptime": round(time.monotonic() - slot.child.started, 3),
                     "restarts": slot.restarts,
-                    "pools": self._ask_for_statistics(slot.child) if slot.child else [],
+                    **sums,
+                    "pools": rows,
                 }
                 for slot in self._slots
+                if slot.child is not None
             ],
         }
-
-    def _ask_for_statistics(self, child: _Child) -> object:
-        """The statistics of a worker's pools; none when it does not answer in time (its interpreter is held up)."""
-        child.tell("stats")
-        deadline = time.monotonic() + _STATS_TIMEOUT
-        while child.control is not None and (left := deadline - time.monotonic()) > 0:
-            select.select([child.control], [], [], left)
-            message = self._receive(child)
-            if message is not None and message["op"] == "stats":
-                return message["pools"]
-            if message is not None:
-                self._obey(message)
-        return []
 
 
 def _leave_it_to_the_loop(number: int, frame: types.FrameType | None) -> None:

@@ -31,7 +31,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from multiprocessing.connection import Connection
 from typing import Literal, NoReturn
 
-from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, SettingsError
+from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, PySQLXError, SettingsError
 from .process import CHILD_SIGNALS, become_child
 
 __all__ = ["BOOT_FAILURE", "MESSAGE_LIMIT", "Target", "WorkerSpec", "main"]
@@ -89,6 +89,7 @@ class _Worker:
 
     def __init__(self, control: socket.socket) -> None:
         self.draining = False
+        self._pid = os.getpid()
         self._control = control
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._interruptible = False
@@ -102,7 +103,6 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # throws a terminal's INT from our start away
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, self._terminate)
-        os.register_at_fork(after_in_child=self._let_go_of_term)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -150,6 +150,9 @@ class _Worker:
         The pools are drained by the other thread: this handler may have interrupted the very code that holds a
         pool's lock.
         """
+        if os.getpid() != self._pid:  # a process that the script forked: TERM ends it, as it would without us
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         self.draining = True
         with contextlib.suppress(BlockingIOError):
             os.write(self._waker, b"\0")
@@ -170,11 +173,6 @@ class _Worker:
     def _say(self, message: dict[str, object]) -> None:
         with contextlib.suppress(OSError):
             self._control.send(json.dumps(message, default=str).encode()[:MESSAGE_LIMIT])
-
-    def _let_go_of_term(self) -> None:
-        """In a process that the script forks: TERM ends it, as without us, unless the script said otherwise."""
-        if signal.getsignal(signal.SIGTERM) == self._terminate:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _ENDS_OF_A_DRAIN = (KeyboardInterrupt, SystemExit, asyncio.CancelledError, PoolClosedError)
@@ -198,7 +196,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _one_line(error: BaseException) -> str:
     """What happened and where in the user's code, in one line."""
-    text = " ".join(str(error).split())
+    text = " ".join((error.message if isinstance(error, PySQLXError) else str(error)).split())
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {text}"  # names file and line itself
     place = ""

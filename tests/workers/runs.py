@@ -1,0 +1,124 @@
+"""Real `pysqlx-run` processes for tests: start one, talk to it, see what it leaves."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "pysqlx_engine.workers.run"]
+JOINS_ANOTHER = "ipc:///nonexistent/coordinator.sock"
+"""For scripts without pools: several workers, and no coordinator is started for them."""
+TIMEOUT = 20.0
+
+
+class Run:
+    """One `pysqlx-run`. It leads a session of its own, so that all its descendants can be found."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def line(self) -> str:
+        """The next line of its stdout (stderr is in it)."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().rstrip("\n")
+
+    def line_with(self, text: str) -> str:
+        while line := self.line():
+            if text in line:
+                return line
+        raise AssertionError(f"the run ended without printing {text!r}")
+
+    def rest(self) -> list[str]:
+        """What it prints until its end."""
+        output, _ = self.process.communicate(timeout=TIMEOUT)
+        return output.decode().splitlines()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(TIMEOUT)
+
+    def pids(self) -> list[int]:
+        """Every living process of the run, whatever process group it is in."""
+        return session_members(self.process.pid)
+
+    def pid_titled(self, title: str) -> int:
+        for pid in self.pids():
+            if title in Path(f"/proc/{pid}/cmdline").read_bytes().decode():
+                return pid
+        raise AssertionError(f"no process is called {title!r}")
+
+
+def session_members(session: int) -> list[int]:
+    pids = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+                pids.append(int(entry))
+    return pids
+
+
+def wait_gone(pids: list[int], timeout: float = 5.0) -> None:
+    """Wait until each of `pids` has ended."""
+    deadline = time.monotonic() + timeout
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"process {pid} is still there: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}"
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def started(
+    cwd: Path, *arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.STDOUT, **environment: str
+) -> Iterator[Run]:
+    """A run in `cwd` with `arguments`. At the end nothing of it may be left."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=run_environment(cwd, environment),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+    )
+    try:
+        yield Run(process)
+        process.wait(TIMEOUT)
+        wait_gone(session_members(process.pid))
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(TIMEOUT)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def finished(cwd: Path, *arguments: str, **environment: str) -> tuple[int, list[str], list[str]]:
+    """The exit status, the lines of stdout and the lines of stderr of a run that ends by itself."""
+    with started(cwd, *arguments, stderr=subprocess.PIPE, **environment) as run:
+        stdout, stderr = run.process.communicate(timeout=TIMEOUT)
+        return run.wait(), stdout.decode().splitlines(), stderr.decode().splitlines()
+
+
+def run_environment(cwd: Path, changes: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYSQLX_")}
+    return kept | {"XDG_RUNTIME_DIR": str(cwd)} | changes

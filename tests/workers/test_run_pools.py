@@ -1,0 +1,170 @@
+"""`pysqlx-run` with scripts that have pools: the coordinator's process, status, drain, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pysqlx_engine.workers.control import ask
+
+from .runs import finished, started, wait_gone
+
+HOLDS = """
+import asyncio, os
+from pysqlx_engine import PySQLXEnginePool
+async def main():
+    async with PySQLXEnginePool(uri="sqlite:./dev.db", min_size=1, max_size=4) as pool:
+        async with pool.connection() as conn:
+            await conn.query_first("SELECT 1 AS a")
+            print("up", os.getpid(), flush=True)
+            await asyncio.sleep(60)
+asyncio.run(main())
+"""
+DRAINS = """
+import asyncio, signal
+from pysqlx_engine import PySQLXEnginePool
+from pysqlx_engine.errors import PoolClosedError
+async def main():
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    pool = PySQLXEnginePool(uri="sqlite:./dev.db", min_size=1, max_size=1)
+    await pool.start()
+    async def wait_for_one():
+        async with pool.connection():
+            print("got one")
+    async with pool.connection() as conn:
+        waiter = asyncio.create_task(wait_for_one())
+        await asyncio.sleep(0)
+        print("up", flush=True)
+        try:
+            await waiter
+        except PoolClosedError:
+            print("waiter refused")
+        await told.wait()
+        print((await conn.query_first("SELECT 7 AS a")).a)
+    await pool.stop()
+asyncio.run(main())
+"""
+
+
+def script(directory: Path, text: str) -> str:
+    (directory / "script.py").write_text(text)
+    return "script.py"
+
+
+def status(directory: Path) -> dict[str, Any]:
+    return ask(directory / "pysqlx" / "shop" / "control.sock", {"op": "status"})
+
+
+def test_a_single_worker_run_answers_status_without_a_coordinator(tmp_path: Path):
+    with started(tmp_path, "--name", "shop", script(tmp_path, HOLDS)) as run:
+        pid = int(run.line_with("up").split()[-1])
+        answer = status(tmp_path)
+        assert answer["run"] == "shop"
+        [budget] = answer["budgets"]
+        [worker] = answer["workers"]
+        assert (budget["size"], budget["leased"], budget["in_use"], budget["waiting"]) == (4, 1, 1, 0)
+        assert (worker["worker"], worker["pid"], worker["restarts"], worker["in_use"]) == (0, pid, 0, 1)
+        assert "error" in ask(tmp_path / "pysqlx" / "shop" / "control.sock", {"op": "nonsense"})
+        assert not any("coordinator" in title(pid) for pid in run.pids())
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0
+
+
+def test_a_worker_that_does_not_answer_holds_up_neither_status_nor_signals(tmp_path: Path):
+    with started(tmp_path, "--name", "shop", "--graceful-timeout", "0.1", script(tmp_path, HOLDS)) as run:
+        pid = int(run.line_with("up").split()[-1])
+        os.kill(pid, signal.SIGSTOP)
+        wait_stopped(pid)
+        answer = status(tmp_path)
+        assert answer["workers"][0]["pools"] == []
+        asking = threading.Thread(target=ask_until_the_end, args=(tmp_path,))
+        asking.start()
+        run.send(signal.SIGTERM)
+        assert run.wait() == 1
+        asking.join()
+
+
+def wait_stopped(pid: int) -> None:
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"T":
+        assert time.monotonic() < deadline, "it runs on"
+
+
+def ask_until_the_end(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        status(directory)
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+
+
+def test_the_coordinator_comes_before_the_workers_and_ends_after_them(tmp_path: Path):
+    with started(tmp_path, "-w", "2", "--name", "shop", script(tmp_path, HOLDS)) as run:
+        workers = [int(run.line_with("up").split()[-1]) for _ in range(2)]
+        coordinator = run.pid_titled("pysqlx-run: coordinator")
+        os.kill(workers[0], signal.SIGSTOP)  # this one ends when it goes on
+        run.send(signal.SIGTERM)
+        wait_gone(workers[1:])
+        os.kill(coordinator, 0)
+        os.kill(workers[0], signal.SIGCONT)
+        assert run.wait() == 0
+        wait_gone([coordinator])
+    assert list((tmp_path / "pysqlx").iterdir()) == []
+
+
+def test_a_coordinator_that_is_killed_comes_back_and_no_worker_notices(tmp_path: Path):
+    with started(tmp_path, "-w", "2", "--name", "shop", script(tmp_path, HOLDS)) as run:
+        workers = [int(run.line_with("up").split()[-1]) for _ in range(2)]
+        os.kill(run.pid_titled("pysqlx-run: coordinator"), signal.SIGKILL)
+        line = run.line_with("was ended")
+        assert line == "pysqlx-run: coordinator was ended by signal 9 (SIGKILL); starting it again in 0.1 s"
+        for pid in workers:
+            os.kill(pid, 0)
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0
+
+
+def test_one_worker_may_have_a_coordinator_too(tmp_path: Path):
+    with started(tmp_path, "--coordinator", script(tmp_path, HOLDS)) as run:
+        run.line_with("up")
+        assert run.pid_titled("pysqlx-run: coordinator")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0
+
+
+def test_nothing_is_left_of_coordinator_and_workers_when_the_supervisor_is_killed(tmp_path: Path):
+    with started(tmp_path, "-w", "2", script(tmp_path, HOLDS)) as run:
+        run.line_with("up")
+        run.line_with("up")
+        pids = run.pids()
+        run.send(signal.SIGKILL)
+        wait_gone(pids)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--coordinator"]], ids=["in process", "coordinator"])
+def test_a_drain_refuses_waiters_and_leaves_held_connections_in_use(tmp_path: Path, arguments: list[str]):
+    with started(tmp_path, *arguments, "--no-prefix", script(tmp_path, DRAINS)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["waiter refused", "7"]
+        assert run.wait() == 0
+
+
+def test_a_database_that_is_refused_is_one_line_without_the_password(tmp_path: Path):
+    text = HOLDS.replace("sqlite:./dev.db", "oracle://app:hunter2@db/app")
+    result, out, err = finished(tmp_path, "-w", "2", script(tmp_path, text))
+    assert (result, out, len(err)) == (3, [], 1)
+    assert err[0].startswith("pysqlx-run: script.py: ConnectError: unknown database provider")
+    assert "hunter2" not in err[0]

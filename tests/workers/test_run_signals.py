@@ -1,0 +1,220 @@
+"""TERM drains, a second INT or a QUIT is at once, and nothing survives a supervisor that is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from .runs import JOINS_ANOTHER, Run, started, wait_gone
+
+SLEEPS = "import time\nprint('up', flush=True)\ntime.sleep(60)\n"
+SLEEPS_IN_ASYNCIO = """
+import asyncio
+async def main():
+    print('up', flush=True)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        print('cancelled')
+        raise
+    finally:
+        await asyncio.sleep(0)
+        print('cleaned up')
+asyncio.run(main())
+"""
+HAS_A_HANDLER = """
+import signal, threading
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: told.set())
+print('up', flush=True)
+told.wait()
+print('own handler')
+"""
+WORKS_IN_THREADS = """
+import os, threading, time
+def work():
+    print('up', flush=True)
+    while not os.path.exists('done'):
+        time.sleep(0.01)
+    print('thread ended')
+threading.Thread(target=work).start()
+"""
+IGNORES_TERM = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\n" + (
+    "while True:\n    time.sleep(60)\n"
+)
+
+
+def script(directory: Path, text: str) -> str:
+    (directory / "script.py").write_text(text)
+    return "script.py"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_without_a_handler_gets_keyboard_interrupt_and_the_run_ends_with_0(
+    tmp_path: Path, number: signal.Signals
+):
+    name = script(tmp_path, SLEEPS.replace("time.sleep(60)", "try:\n    time.sleep(60)\nfinally:\n    print('bye')"))
+    with started(tmp_path, "-w", "2", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
+        run.line_with("up")
+        run.line_with("up")
+        run.send(number)
+        assert sorted(run.rest()) == ["[worker 0] bye", "[worker 1] bye"]
+        assert run.wait() == 0
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_asyncio_run_cancels_its_main_task(tmp_path: Path, loop: str):
+    pytest.importorskip("uvloop")
+    with started(tmp_path, "--loop", loop, "--no-prefix", script(tmp_path, SLEEPS_IN_ASYNCIO)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["cancelled", "cleaned up"]
+        assert run.wait() == 0
+
+
+def test_a_drain_works_where_int_was_ignored_at_the_start(tmp_path: Path):
+    script(tmp_path, SLEEPS_IN_ASYNCIO)
+    (tmp_path / "outer.py").write_text(
+        "import signal, subprocess, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "run = subprocess.Popen([sys.executable, '-m', 'pysqlx_engine.workers.run', 'script.py'], stdout=-1)\n"
+        "run.stdout.readline(); run.terminate(); print(run.stdout.read().decode().split(), run.wait())\n"
+    )
+    with started(tmp_path, "--no-prefix", "outer.py") as run:
+        assert run.rest() == ["['[worker', '0]', 'cancelled', '[worker', '0]', 'cleaned', 'up'] 0"]
+
+
+def test_a_scripts_own_handler_runs_instead(tmp_path: Path):
+    with started(tmp_path, "--no-prefix", script(tmp_path, HAS_A_HANDLER)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["own handler"]
+        assert run.wait() == 0
+
+
+def test_threads_that_outlive_the_main_thread_may_finish(tmp_path: Path):
+    with started(tmp_path, "--no-prefix", script(tmp_path, WORKS_IN_THREADS)) as run:
+        run.line_with("up")
+        worker = run.pid_titled("pysqlx-run: worker 0")
+        run.send(signal.SIGTERM)
+        wait_handled(worker)
+        (tmp_path / "done").touch()
+        assert run.rest() == ["thread ended"]
+        assert run.wait() == 0
+
+
+def wait_handled(pid: int) -> None:
+    """Wait until `pid` has no TERM pending any more, and at least one order was read."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        pending = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("ShdPnd")]
+        if not int(pending[0].split()[1], 16) & 1 << (signal.SIGTERM - 1):
+            return
+    raise AssertionError("TERM is still pending")
+
+
+def test_a_script_that_fails_while_it_is_drained_makes_the_run_fail(tmp_path: Path):
+    text = SLEEPS.replace("time.sleep(60)", "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    1 / 0")
+    with started(tmp_path, script(tmp_path, text)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert "[worker 0] ZeroDivisionError: division by zero" in run.rest()
+        assert run.wait() == 1
+
+
+def test_what_runs_on_after_the_graceful_timeout_is_killed_and_the_run_fails(tmp_path: Path):
+    with started(tmp_path, "--graceful-timeout", "0.3", script(tmp_path, IGNORES_TERM)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["pysqlx-run: worker 0 has not ended in time: killing it"]
+        assert run.wait() == 1
+
+
+def test_one_int_waits_and_the_second_kills_at_once(tmp_path: Path):
+    with started(tmp_path, script(tmp_path, HAS_A_HANDLER + "import time\ntime.sleep(60)\n")) as run:
+        run.line_with("up")
+        run.send(signal.SIGINT)
+        run.line_with("own handler")
+        assert run.process.poll() is None
+        run.send(signal.SIGINT)
+        assert run.wait() == 1
+
+
+def test_quit_kills_at_once(tmp_path: Path):
+    with started(tmp_path, script(tmp_path, IGNORES_TERM)) as run:
+        run.line_with("up")
+        run.send(signal.SIGQUIT)
+        assert run.wait() == 1
+
+
+def test_an_int_of_the_terminal_reaches_the_supervisor_only(tmp_path: Path):
+    """The terminal sends it to the whole foreground process group."""
+    text = SLEEPS.replace("time.sleep(60)", "import signal\nsignal.signal(2, lambda *_: print('INT'))\ntime.sleep(60)")
+    with started(tmp_path, "--graceful-timeout", "0.3", "--no-prefix", script(tmp_path, text)) as run:
+        run.line_with("up")
+        os.killpg(run.process.pid, signal.SIGINT)
+        # The drain calls the INT handler once, as a TERM would; the terminal's own INT would make it two.
+        assert run.rest().count("INT") == 1
+
+
+def test_a_term_while_workers_start_ends_them_cleanly(tmp_path: Path):
+    name = script(tmp_path, SLEEPS)
+    with started(tmp_path, "-w", "3", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
+        run.line_with("up")  # the others are just being started
+        run.send(signal.SIGTERM)
+        assert not any("Traceback" in line for line in run.rest())
+        assert run.wait() == 0
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path):
+    name = script(tmp_path, IGNORES_TERM)
+    with started(tmp_path, "-w", "3", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
+        for _ in range(3):
+            run.line_with("up")
+        pids = run.pids()
+        assert len(pids) >= 4
+        run.send(signal.SIGKILL)
+        wait_gone(pids)
+
+
+def test_a_killed_runs_name_can_be_taken_again(tmp_path: Path):
+    name = script(tmp_path, SLEEPS)
+    for _ in range(2):
+        with started(tmp_path, "--name", "shop", name) as run:
+            run.line_with("up")
+            pids = run.pids()
+            run.send(signal.SIGKILL)
+            wait_gone(pids)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--graceful-timeout", "0.3"]], ids=["drains", "kills"])
+def test_output_that_nobody_reads_holds_up_the_script_but_not_the_supervisor(tmp_path: Path, arguments: list[str]):
+    text = IGNORES_TERM if arguments else SLEEPS
+    text = text.replace(
+        "print('up', flush=True)", "import sys\nprint('up', file=sys.stderr)\nwhile True: print('x' * 999)"
+    )
+    with started(tmp_path, *arguments, script(tmp_path, text), stderr=subprocess.PIPE) as run:
+        assert run.process.stderr is not None
+        assert run.process.stderr.readline() == b"[worker 0] up\n"
+        wait_full(run)
+        run.send(signal.SIGTERM)
+        assert run.wait() == (1 if arguments else 0)
+
+
+def wait_full(run: Run) -> None:
+    """Wait until nothing more goes into the pipe that is the run's stdout."""
+    assert run.process.stdout is not None
+    pipe = run.process.stdout.fileno()
+    size = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+    deadline = time.monotonic() + 5
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4), sys.byteorder) <= size - select.PIPE_BUF:
+        assert time.monotonic() < deadline, "the output never came to a halt"
