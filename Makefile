@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test lint types layers check clean
+.PHONY: help install demo test examples lint types layers check clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -24,6 +24,9 @@ demo: $(STAMP) ## 1,000 requests in four worker processes on SQLite, one budget 
 
 test: lint types layers ## lint, types, layering and every test
 	$(BIN)/python -m pytest
+
+examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)
+	$(BIN)/python -m pytest -m long tests/examples
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
