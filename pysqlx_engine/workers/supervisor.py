@@ -230,7 +230,7 @@ class Supervisor:
         yield from self._slots
 
     def _step(self) -> None:
-        """Wait for something to happen, and deal with it: deaths first, then what the time has come for."""
+        """Wait for something to happen and deal with it, then with what the time has come for."""
         for key, _ in self._selector.select(self._time_to_wait()):
             # An earlier event of this round may have closed the descriptor of a later one.
             if self._selector.get_map().get(key.fd) is key:

@@ -107,7 +107,7 @@ def test_a_callable_is_called_and_a_coroutine_function_is_run(tmp_path: Path):
     assert finished(tmp_path, "--no-prefix", "shop:Shop.main") == (0, ["async shop"], [])
 
 
-@pytest.mark.parametrize(("loop", "package"), [("auto", "uvloop"), ("uvloop", "uvloop"), ("asyncio", "asyncio")])
+@pytest.mark.parametrize(("loop", "package"), [("auto", "uvloop"), ("asyncio", "asyncio")])
 def test_the_loop_of_asyncio_run_is_the_one_asked_for(tmp_path: Path, loop: str, package: str):
     pytest.importorskip("uvloop")
     name = script(

@@ -102,7 +102,7 @@ def test_a_script_that_is_missing_or_broken_is_3_before_any_process_starts(
     ],
 )
 def test_what_no_restart_can_cure_is_3_and_told_once_for_all_workers(scripts: Path, target: str, line: str):
-    arguments = ("-w", "3", "--restart", "always", target)
+    arguments = ("-w", "2", "--restart", "always", target)
     status, out, err = finished(scripts, *arguments, PYSQLX_COORDINATOR=JOINS_ANOTHER)
     assert status == 3
     assert len(err) == 1, err

@@ -52,6 +52,23 @@ async def main():
     await pool.stop()
 asyncio.run(main())
 """
+WORKS_IN_THREADS = """
+import itertools, threading
+from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.errors import PoolClosedError
+pool = PySQLXEnginePoolSync(uri="sqlite:./dev.db", min_size=1, max_size=2)
+pool.start()
+def work():
+    try:
+        for number in itertools.count():
+            with pool.connection() as conn:
+                conn.query_first("SELECT 1 AS a")
+            if number == 10:
+                print("up", flush=True)
+    except PoolClosedError:
+        print("thread refused", flush=True)
+threading.Thread(target=work).start()
+"""
 
 
 def script(directory: Path, text: str) -> str:
@@ -159,6 +176,14 @@ def test_a_drain_refuses_waiters_and_leaves_held_connections_in_use(tmp_path: Pa
         run.line_with("up")
         run.send(signal.SIGTERM)
         assert run.rest() == ["waiter refused", "7"]
+        assert run.wait() == 0
+
+
+def test_threads_that_outlive_the_main_thread_end_when_their_pool_is_drained(tmp_path: Path):
+    with started(tmp_path, "--no-prefix", script(tmp_path, WORKS_IN_THREADS)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["thread refused"]
         assert run.wait() == 0
 
 

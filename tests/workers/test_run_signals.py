@@ -17,11 +17,12 @@ import pytest
 from .runs import JOINS_ANOTHER, Run, started, wait_gone
 
 SLEEPS = "import time\nprint('up', flush=True)\ntime.sleep(60)\n"
+SLEEPS_IN_TRY = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
 SLEEPS_IN_ASYNCIO = """
 import asyncio
 async def main():
-    print('up', flush=True)
     try:
+        print('up', flush=True)
         await asyncio.sleep(60)
     except asyncio.CancelledError:
         print('cancelled')
@@ -39,15 +40,6 @@ print('up', flush=True)
 told.wait()
 print('own handler')
 """
-WORKS_IN_THREADS = """
-import os, threading, time
-def work():
-    print('up', flush=True)
-    while not os.path.exists('done'):
-        time.sleep(0.01)
-    print('thread ended')
-threading.Thread(target=work).start()
-"""
 IGNORES_TERM = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\n" + (
     "while True:\n    time.sleep(60)\n"
 )
@@ -62,7 +54,7 @@ def script(directory: Path, text: str) -> str:
 def test_a_script_without_a_handler_gets_keyboard_interrupt_and_the_run_ends_with_0(
     tmp_path: Path, number: signal.Signals
 ):
-    name = script(tmp_path, SLEEPS.replace("time.sleep(60)", "try:\n    time.sleep(60)\nfinally:\n    print('bye')"))
+    name = script(tmp_path, SLEEPS_IN_TRY + "finally:\n    print('bye')")
     with started(tmp_path, "-w", "2", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
         run.line_with("up")
         run.line_with("up")
@@ -101,29 +93,8 @@ def test_a_scripts_own_handler_runs_instead(tmp_path: Path):
         assert run.wait() == 0
 
 
-def test_threads_that_outlive_the_main_thread_may_finish(tmp_path: Path):
-    with started(tmp_path, "--no-prefix", script(tmp_path, WORKS_IN_THREADS)) as run:
-        run.line_with("up")
-        worker = run.pid_titled("pysqlx-run: worker 0")
-        run.send(signal.SIGTERM)
-        wait_handled(worker)
-        (tmp_path / "done").touch()
-        assert run.rest() == ["thread ended"]
-        assert run.wait() == 0
-
-
-def wait_handled(pid: int) -> None:
-    """Wait until `pid` has no TERM pending any more, and at least one order was read."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        pending = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("ShdPnd")]
-        if not int(pending[0].split()[1], 16) & 1 << (signal.SIGTERM - 1):
-            return
-    raise AssertionError("TERM is still pending")
-
-
 def test_a_script_that_fails_while_it_is_drained_makes_the_run_fail(tmp_path: Path):
-    text = SLEEPS.replace("time.sleep(60)", "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    1 / 0")
+    text = SLEEPS_IN_TRY + "except KeyboardInterrupt:\n    1 / 0"
     with started(tmp_path, script(tmp_path, text)) as run:
         run.line_with("up")
         run.send(signal.SIGTERM)
