@@ -36,7 +36,8 @@ UNCONFIRMED_CLOSE = 1.0
 _POSTGRESQL = f"""
 SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
        CASE current_setting('client_connection_check_interval', true)
-       WHEN '0' THEN set_config('client_connection_check_interval', '{LIVENESS_CHECK}', false) END AS liveness
+       WHEN '0' THEN set_config('client_connection_check_interval', '{LIVENESS_CHECK}', false)
+       ELSE current_setting('client_connection_check_interval', true) END AS liveness
 """
 _POSTGRESQL_PLAIN = "SELECT pg_backend_pid() AS server_id, inet_client_port() AS port"
 _MYSQL = """
@@ -56,10 +57,14 @@ class ServerSession:
     "host:port"), None where there is no TCP connection of our own.
     """
 
-    __slots__ = ("_socket", "address", "server_id")
+    __slots__ = ("_socket", "address", "liveness_checked", "server_id")
 
-    def __init__(self, server_id: int | None, own_socket: socket.socket | None) -> None:
+    def __init__(
+        self, server_id: int | None, own_socket: socket.socket | None, *, liveness_checked: bool = False
+    ) -> None:
         self.server_id = server_id
+        self.liveness_checked = liveness_checked
+        """Whether the server looks in mid-query whether we still live."""
         self._socket = own_socket
         self.address: tuple[str, str] | None = None
         if own_socket is not None and own_socket.family in _TCP:
@@ -120,7 +125,8 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.so
         except QueryError:  # the server's platform cannot check (it refuses any value but 0)
             row = await engine.query_first_as_dict(_POSTGRESQL_PLAIN)
         assert row is not None
-        return ServerSession(int(row["server_id"]), find(row["port"]))
+        checked = row.get("liveness") not in {None, "0"}
+        return ServerSession(int(row["server_id"]), find(row["port"]), liveness_checked=checked)
     if provider == "mysql":
         row = await engine.query_first_as_dict(_MYSQL)
         assert row is not None

@@ -28,7 +28,7 @@ from .ledger import Ledger, MemberId
 from .messages import MAX_MESSAGE, VERSION, Ask, Hello, Unwelcome, Welcome, decode_from_process, encode
 from .process import start_time
 from .rundir import RunDirectory
-from .sockets import RESET_GRACE, Verdict, half_closed, read_socket_table, server_session
+from .sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Verdict, half_closed, server_session
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -41,7 +41,7 @@ What the journal says of the silent one stays charged."""
 RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
 ORPHAN_POLL = 0.002
-"""Seconds between two looks at the socket table while a dead process's sessions are not known to be gone."""
+"""Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone."""
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
 
@@ -85,8 +85,10 @@ class Coordinator:
         self._ledger = Ledger(self._epoch, config.max_size, self._epoch << 31)
         self._processes: dict[MemberId, _Process] = {}
         self._by_pidfd: dict[int, MemberId] = {}
+        self._half_closed: set[int] = set()
+        """Orphaned leases whose connection was seen with the server's side still open."""
         self._vanished: dict[int, float] = {}
-        """When an orphaned lease's connection was first missing from the socket table."""
+        """When an orphaned lease's connection was first seen to be missing."""
         self._orphans_due: float | None = None
         self._relax_due: float | None = None
         self._learning_due: float | None = None
@@ -272,8 +274,8 @@ class Coordinator:
         self._orphans_due = now + ORPHAN_POLL if orphans else None
         if not orphans:
             self._vanished.clear()
+            self._half_closed.clear()
             return
-        table = read_socket_table()
         known = self._ledger.addresses()
         for database, orphan in orphans:
             held = orphan.held
@@ -281,17 +283,21 @@ class Coordinator:
                 self._ledger.gone(database, held.lease)  # its descriptors died with the process
                 continue
             if held.address is not None:
-                verdict = server_session(held.address, table)
+                verdict = server_session(held.address)
             else:
                 # Granted, but its connection was not named yet. Whatever the process had begun to open is among the
                 # half-closed connections to that server that nobody has named.
-                unnamed = half_closed(_port(database), table) - known
+                unnamed = half_closed(_port(database)) - known
                 verdict = Verdict.HELD if unnamed else Verdict.RESET
-            if verdict is Verdict.RESET:
+            if verdict is Verdict.HELD:
+                self._half_closed.add(held.lease)
+            elif verdict is Verdict.RESET:
+                grace = CHECKED_GRACE if held.liveness_checked else RESET_GRACE
+                if held.lease in self._half_closed:
+                    grace = ANSWERED_GRACE
                 since = self._vanished.setdefault(held.lease, now)
-                verdict = Verdict.GONE if now - since >= RESET_GRACE else Verdict.HELD
+                verdict = Verdict.GONE if now - since >= grace else Verdict.HELD
             if verdict is Verdict.GONE:
-                self._vanished.pop(held.lease, None)
                 self._ledger.gone(database, held.lease)
 
     # -- questions ------------------------------------------------------------------------------------------------

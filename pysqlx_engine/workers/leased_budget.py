@@ -108,7 +108,7 @@ class LeasedBudget:
         self._link.demand_changed(self)
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
-        held = HeldLease(lease, session.server_id, session.address)
+        held = HeldLease(lease, session.server_id, session.address, session.liveness_checked)
         with self._link.lock:
             self._leases[lease] = held
             self._link.post(lambda epoch: Opened(epoch, self.pool_id, held))

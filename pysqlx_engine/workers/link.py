@@ -5,7 +5,7 @@ and wakes the thread. Reports are made at the moment of sending, so that however
 message with the latest is sent.
 
 When the coordinator goes away, connections that are open go on working and nothing is sent. As soon as the socket is
-connected again, `Hello` states everything that is held, and what was queued before is forgotten, because it is in there.
+connected again, `Hello` states everything that is held, and what was queued before is forgotten: it is in there.
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ class Link:
             return
         if message.epoch != self._epoch:
             return  # of a coordinator that is no more
-        budget = self._budgets.get(message.pool)
-        if budget is not None:
-            budget.receive(message)
+        addressed = self._budgets.get(message.pool)
+        if addressed is not None:
+            addressed.receive(message)
         else:
             leases = getattr(message, "leases", [])
             if leases:

@@ -24,6 +24,8 @@ class HeldLease(msgspec.Struct, array_like=True, frozen=True):
     lease: Lease
     server_id: int | None = None
     address: Endpoints | None = None
+    liveness_checked: bool = False
+    """Whether the server looks in mid-query whether its client still lives."""
 
 
 class PoolClaim(msgspec.Struct, array_like=True, frozen=True):

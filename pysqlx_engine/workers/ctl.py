@@ -1,0 +1,136 @@
+"""`pysqlx-ctl`: look at what runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from ..errors import SettingsError
+from .control import Json, ask
+from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+
+_EPILOG = """\
+examples:
+  pysqlx-ctl status                the only run there is
+  pysqlx-ctl status --name api     the run named api
+  pysqlx-ctl status --json         the same for programs: one JSON object
+
+exit status:
+  0  done
+  1  no such run, or it does not answer
+  2  wrong usage, also when there are several runs and no --name
+"""
+
+
+class _Failure(Exception):
+    """What ends the command: a line for the user, and the exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        answer = _ask_run(arguments.name, {"op": "status"})
+    except _Failure as failure:
+        print(f"pysqlx-ctl: {failure}", file=sys.stderr)
+        return failure.status
+    if arguments.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        _show_status(answer)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pysqlx-ctl",
+        description="Look at a run of pysqlx-run: its connection budgets and its workers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('pysqlx-engine')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    status = commands.add_parser(
+        "status",
+        help="show budgets and workers",
+        description="For each budget: size, leased, in use, idle, waiting. For each worker: pid, uptime, restarts, "
+        "leases, in use, idle, waiting.",
+    )
+    status.add_argument("--name", metavar="RUN", help="the run to ask (default: the only one there is)")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _ask_run(name: str | None, question: Json) -> Json:
+    try:
+        run = _find_run(name)
+    except (SettingsError, RunDirectoryError) as error:
+        raise _Failure(str(error), USAGE) from None
+    try:
+        answer = ask(run.control, question)
+    except (OSError, ValueError) as error:
+        raise _Failure(f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED) from None
+    if "error" in answer:
+        raise _Failure(f"the run {run.name}: {answer['error']}", FAILED)
+    return answer
+
+
+def _find_run(name: str | None) -> RunDirectory:
+    runs = list_runs()
+    if name is not None:
+        run = run_directory(name)
+        if not run.is_live():
+            known = f"; active: {', '.join(run.name for run in runs)}" if runs else ""
+            raise _Failure(f"no run named {name} is active{known}", FAILED)
+        return run
+    if not runs:
+        raise _Failure("no run is active", FAILED)
+    if len(runs) > 1:
+        raise _Failure(f"several runs are active, choose one with --name: {', '.join(run.name for run in runs)}", USAGE)
+    return runs[0]
+
+
+def _show_status(answer: Json) -> None:
+    from rich.console import Console  # only for people: --json does without it
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    budgets = Table("database", title=f"run {answer['run']}: budgets", title_justify="left")
+    for column in ("size", "leased", "in use", "idle", "waiting"):
+        budgets.add_column(column, justify="right")
+    for row in answer["budgets"]:
+        numbers = (row["size"], row["leased"], row["in_use"], row["idle"], row["waiting"])
+        budgets.add_row(row["database"], *map(str, numbers))
+    workers = Table("worker", title="workers", title_justify="left")
+    for column in ("pid", "uptime", "restarts", "leases", "in use", "idle", "waiting"):
+        workers.add_column(column, justify="right")
+    for row in answer["workers"]:
+        name = "-" if row["worker"] is None else str(row["worker"])
+        numbers = (row["restarts"], row["leases"], row["in_use"], row["idle"], row["waiting"])
+        workers.add_row(name, str(row["pid"]), _duration(row["uptime"]), *map(str, numbers))
+    console.print(budgets)
+    console.print(workers)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
