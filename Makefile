@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## create .venv and install the package with its development tools
 
 demo: $(STAMP) ## 1,000 requests in four worker processes on SQLite, one budget of connections
-	$(BIN)/pysqlx-run -w 4 examples/demo.py
+	$(BIN)/python examples/demo.py
 
 test: lint types layers ## lint, types, layering and every test
 	$(BIN)/python -m pytest

@@ -12,8 +12,8 @@ import time
 _uniform = random.uniform
 
 
-def _recorded(low: float, high: float) -> float:
-    value = _uniform(low, high)
+def _recorded(a: float, b: float) -> float:
+    value = _uniform(a, b)
     os.write(_file, f"{time.monotonic()} {value}\n".encode())  # one call a line: threads and processes do not mix
     return value
 
