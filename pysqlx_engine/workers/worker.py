@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from multiprocessing.connection import Connection
@@ -89,7 +89,6 @@ class _Worker:
 
     def __init__(self, control: socket.socket) -> None:
         self.draining = False
-        self._pid = os.getpid()
         self._control = control
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._interruptible = False
@@ -103,6 +102,7 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # throws a terminal's INT from our start away
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, self._terminate)
+        _Fork(self._terminate).watch()
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -150,9 +150,6 @@ class _Worker:
         The pools are drained by the other thread: this handler may have interrupted the very code that holds a
         pool's lock.
         """
-        if os.getpid() != self._pid:  # a process that the script forked: TERM ends it, as it would without us
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
         self.draining = True
         with contextlib.suppress(BlockingIOError):
             os.write(self._waker, b"\0")
@@ -173,6 +170,32 @@ class _Worker:
     def _say(self, message: dict[str, object]) -> None:
         with contextlib.suppress(OSError):
             self._control.send(json.dumps(message, default=str).encode()[:MESSAGE_LIMIT])
+
+
+class _Fork(threading.local):
+    """Lets TERM end a process that the script forks, as it would without us.
+
+    Python forgets the signals that reach a child before it has set itself up. TERM is therefore held back until the
+    child has no handler of ours: a script that ends a child right after its start would wait for it for ever.
+    """
+
+    def __init__(self, handler: Callable[[int, types.FrameType | None], None]) -> None:
+        self._handler = handler
+        self._mask: set[int | signal.Signals] = set()
+
+    def watch(self) -> None:
+        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._begin_child)
+
+    def _hold(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def _release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _begin_child(self) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._release()
 
 
 _ENDS_OF_A_DRAIN = (KeyboardInterrupt, SystemExit, asyncio.CancelledError, PoolClosedError)
