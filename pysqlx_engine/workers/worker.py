@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -118,6 +119,8 @@ class _Worker:
         """The exit status of a script that `error` ended, after saying so."""
         causes = list(_leaves(error))
         if self.draining and all(isinstance(cause, _ENDS_OF_A_DRAIN) for cause in causes):
+            # A TERM between `main()` and `asyncio.run` is nothing that the script's author could do anything about.
+            warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
             return 0
         if all(_is_boot_failure(cause) for cause in causes):
             self._say({"op": "boot_failure", "error": f"{target.name}: {_one_line(causes[0])}"})
