@@ -172,6 +172,7 @@ class LeasedBudget:
             case Attached(size=size):
                 self._size = size
                 client.resized(size)
+                client.set_ceiling(None)
                 self._resolve(None)
             case Refused(reason=reason) | Unwelcome(reason=reason):
                 error = PoolRefusedError(reason)

@@ -172,6 +172,7 @@ class Ledger:
         if budget.stated_by is None or not any(other != key for other in budget.pools):
             budget.size, budget.stated_by = claim.max_size, claim.name
             for pool in budget.pools.values():
+                pool.ceiling, pool.current = None, False
                 self._send(pool, Attached(self.epoch, pool.key[1], budget.size))
             return True
         if claim.max_size == budget.size or claim.leases:  # who holds leases was accepted before

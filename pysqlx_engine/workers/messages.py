@@ -103,7 +103,7 @@ class Unwelcome(msgspec.Struct, tag="unwelcome", array_like=True, frozen=True):
 
 
 class Attached(msgspec.Struct, tag="attached", array_like=True, frozen=True):
-    """Sent again when the size changes."""
+    """Sent again when the size changes. A ceiling that was set before, perhaps by another coordinator, is void."""
 
     epoch: int
     pool: int
