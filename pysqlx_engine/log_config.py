@@ -76,9 +76,6 @@ def _as_bool(name: str, value: object) -> bool:
     return word
 
 
-LOG_CONFIG = LogConfig()
-
-
 def log_statement(sent: str, sent_values: object, sql: str, values: Mapping[str, object]) -> None:
     """Log one statement as the switches say: as it is sent, and with its `values` built in for reading."""
     if LOG_CONFIG.PYSQLX_DEV_MODE and logger.isEnabledFor(logging.DEBUG):
@@ -140,3 +137,6 @@ _ANSI = {"text": "33", "word": "34", "number": "36"}
 
 def _paint(match: re.Match[str]) -> str:
     return f"\x1b[{_ANSI[match.lastgroup or 'text']}m{match.group()}\x1b[0m"
+
+
+LOG_CONFIG = LogConfig()

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
 T = TypeVar("T")
 
@@ -92,27 +92,30 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class _CallsInFlight:
-    """The driver's calls that this process waits for, so that none of them ends in the midst of interpreter shutdown.
+    """The driver's calls that this process waits for, so that they do not end in the midst of interpreter shutdown.
 
-    A driver's thread that finishes a call takes the GIL, and one that asks a finalising interpreter for it is
-    terminated by CPython (3.11 to 3.13): the process aborts with status 134 in place of its own. So at exit no call is
-    let in any more and those in flight get `EXIT_GRACE` to end. What runs longer than that is dropped.
+    A driver's thread that has finished a call takes the GIL, and CPython (3.11 to 3.13) terminates a thread that asks a
+    finalising interpreter for it: the process aborts, with status 134 in place of its own. So at exit no call is let in
+    any more, and those in flight get `EXIT_GRACE` to end. What takes longer than that, or was cancelled before, could
+    do harm only by ending within the few milliseconds that finalising takes.
     """
 
     def __init__(self) -> None:
-        self._calls: set[object] = set()
+        self._calls: set[Coroutine[Any, Any, Any]] = set()
         self._exiting = False
         self._none_left = threading.Event()
         atexit.register(self._drain)
-        # Nothing is in flight in a forked child, and the parent's grace is not its own.
+        # Nothing is in flight in a forked child: the driver's threads stayed with the parent.
         os.register_at_fork(after_in_child=self._calls.clear)
 
-    async def wait_for(self, call: Awaitable[T]) -> T:
-        """Await the driver's `call`. Raises RuntimeError when the interpreter is exiting."""
-        if self._exiting:
-            raise RuntimeError("the interpreter is exiting: no database call can be started any more")
-        self._calls.add(call)
+    async def wait_for(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own."""
+        self._calls.add(call)  # before the look at `_exiting`: either this thread sees that flag, or `_drain` this call
         try:
+            if self._exiting:
+                if threading.current_thread().daemon:
+                    threading.Event().wait()  # it would be stopped at its next step anyway
+                raise RuntimeError("the interpreter is exiting: no database call can be started any more")
             return await call
         finally:
             self._calls.discard(call)
@@ -124,9 +127,7 @@ class _CallsInFlight:
         if self._calls:
             self._none_left.wait(EXIT_GRACE)
         for call in list(self._calls):
-            close = getattr(call, "close", None)
-            if close is not None:
-                close()
+            call.close()
 
 
 calls_in_flight = _CallsInFlight()

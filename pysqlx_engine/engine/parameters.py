@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Parameters: TypeAlias = "Mapping[str, Any]"
 
-_INT64 = range(-(2**63), 2**63)
 _SUPPORTED = (
     "bool, bytes, date, datetime, Decimal, dict, enum.Enum, float, int, list, str, time, tuple (PostgreSQL), UUID, None"
 )
@@ -64,9 +63,13 @@ def _as_is(provider: Provider, name: str, value: object) -> object:
 
 
 def _int(provider: Provider, name: str, value: int) -> int:
-    if value not in _INT64:
+    if not _fits_64_bits(value):
         _refuse(name, f"is {value:,}, beyond 64 bits: pass it as Decimal")
     return int(value)
+
+
+def _fits_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 def _float(provider: Provider, name: str, value: float) -> float:
@@ -151,7 +154,7 @@ def _to_json(path: str, value: object) -> Json:
             return _to_json(path, value.value)
         case str():
             return _str("postgresql", path, value)
-        case int() if value in _INT64:
+        case int() if _fits_64_bits(value):
             return int(value)
         case float() if math.isfinite(value):
             return float(value)

@@ -156,7 +156,7 @@ def _sqlserver(text: str, rest: str) -> DatabaseURI:
     host, backslash, instance = (address or properties.get("servername", "")).partition("\\")
     port: int | None = None
     if not backslash:
-        host, _, number = host.rpartition(":") if re.search(r":\d*$", host) else (host, "", "")
+        host, _, number = host.rpartition(":") if ":" in host and not host.endswith("]") else (host, "", "")
         number = number or properties.get("port", properties.get("portnumber", ""))
         if number and not number.isdecimal():
             raise _invalid(text, f"the port {number!r} is not a number")
