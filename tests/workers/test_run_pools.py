@@ -189,7 +189,7 @@ def test_threads_that_outlive_the_main_thread_end_when_their_pool_is_drained(tmp
 
 def test_a_database_that_is_refused_is_one_line_without_the_password(tmp_path: Path):
     text = HOLDS.replace("sqlite:./dev.db", "oracle://app:hunter2@db/app")
-    result, out, err = finished(tmp_path, "-w", "2", script(tmp_path, text))
+    result, out, err = finished(tmp_path, script(tmp_path, text))
     assert (result, out, len(err)) == (3, [], 1)
     assert err[0].startswith("pysqlx-run: script.py: ConnectError: unknown database provider")
     assert "hunter2" not in err[0]
