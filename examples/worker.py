@@ -1,19 +1,12 @@
-"""The README's example: `python examples/worker.py`, or `pysqlx-run -w 8 examples/worker.py`."""
-
 import asyncio
 
 from pysqlx_engine import PySQLXEnginePool
 
 
-async def square(pool: PySQLXEnginePool, number: int) -> None:
-    async with pool.connection() as conn:
-        row = await conn.query_first("SELECT :number AS number, :number * :number AS square", {"number": number})
-        print(row)
-
-
-async def main() -> None:
+async def main():
     async with PySQLXEnginePool(uri="sqlite:./dev.db", min_size=2, max_size=30) as pool:
-        await asyncio.gather(*(square(pool, number) for number in range(3)))
+        async with pool.connection() as conn:
+            print(await conn.query_first("SELECT :n + 1 AS answer", {"n": 41}))
 
 
 asyncio.run(main())

@@ -37,13 +37,13 @@ class Outcome:
         return self.seconds / self.bound
 
 
-def run_example(name: str, database: Database, cwd: Path, workers: int | None = None) -> Outcome:
-    """Run the example `name` as `main.py` in `cwd`: with `python`, or with `pysqlx-run -w workers`.
+def run_example(script: Path, database: Database, cwd: Path, workers: int | None = None) -> Outcome:
+    """Run `script` as `main.py` in `cwd`: with `python`, or with `pysqlx-run -w workers`.
 
-    On SQLite the script is used as it stands, on other databases nothing but its URI is replaced. None of its processes
+    On SQLite it is used as it stands, on other databases nothing but its URI is replaced. None of its processes
     may be left when it has ended.
     """
-    source = (SCRIPTS / f"{name}.py").read_text()
+    source = script.read_text()
     if database.provider != "sqlite":
         assert "sqlite:./dev.db" in source
         source = source.replace("sqlite:./dev.db", database.uri)

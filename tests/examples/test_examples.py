@@ -14,6 +14,8 @@ from ..servers import Database, sqlite_database
 from .conftest import Note
 from .running import HERE, SCRIPTS, Outcome, makespan, run_example
 
+ROOT = HERE.parents[1]
+
 SHORT = sorted(path.stem for path in SCRIPTS.glob("*.py") if not path.stem.startswith("stress_"))
 LONGEST = {"start_async", "start_sync", "complete_async", "complete_sync"}
 """Of these, the ones that never stop their pool and the ones that contain the others."""
@@ -35,14 +37,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, note: Note) -> Outcome:
     """The example with 1,000 requests, run once with `python main.py` on SQLite."""
     cwd = tmp_path_factory.mktemp("stress")
-    outcome = run_example(f"stress_{request.param}", sqlite_database(cwd / "dev.db"), cwd)
+    outcome = run_example(SCRIPTS / f"stress_{request.param}.py", sqlite_database(cwd / "dev.db"), cwd)
     note(f"{request.param}, sqlite, python", outcome)
     return outcome
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_an_example_runs_as_it_is_written(name: str, database: Database, tmp_path: Path) -> None:
-    outcome = run_example(name, database, tmp_path)
+    outcome = run_example(SCRIPTS / f"{name}.py", database, tmp_path)
     assert (outcome.status, outcome.log) == (0, "")
     assert outcome.output == _promised(name)
     with database.sampler() as sessions:
@@ -53,7 +55,7 @@ def test_an_example_runs_as_it_is_written(name: str, database: Database, tmp_pat
     "name", [name if name in LONGEST else pytest.param(name, marks=pytest.mark.long) for name in SHORT]
 )
 def test_an_example_runs_in_two_workers(name: str, database: Database, tmp_path: Path) -> None:
-    outcome = run_example(name, database, tmp_path, workers=2)
+    outcome = run_example(SCRIPTS / f"{name}.py", database, tmp_path, workers=2)
     assert (outcome.status, outcome.log) == (0, "")
     assert sorted(outcome.output) == [f"[worker {number}] {line}" for number in range(2) for line in _promised(name)]
     with database.sampler() as sessions:
@@ -63,6 +65,17 @@ def test_an_example_runs_in_two_workers(name: str, database: Database, tmp_path:
 def test_there_is_an_example_of_everything() -> None:
     """Two faces of each: a glob that finds nothing would let the tests pass."""
     assert len(SHORT) == 8
+
+
+def test_the_readme_shows_what_its_example_prints(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    script = (ROOT / "examples" / "worker.py").read_text()
+    shown = re.findall(r"```(\w*)\n(.*?)```", readme, re.DOTALL)
+    assert shown[0] == ("python", script)
+    alone, in_two = (text.splitlines() for _, text in shown[1:3])
+    database = sqlite_database(tmp_path / "dev.db")
+    assert run_example(ROOT / "examples" / "worker.py", database, tmp_path).output == alone
+    assert sorted(run_example(ROOT / "examples" / "worker.py", database, tmp_path, workers=2).output) == in_two
 
 
 def test_a_thousand_requests_are_served_without_an_error(stress: Outcome) -> None:
@@ -91,7 +104,7 @@ def test_the_log_reads_as_the_transcript(stress: Outcome) -> None:
 def test_a_thousand_requests_per_process_share_their_connections(
     face: str, workers: int | None, database: Database, tmp_path: Path, note: Note
 ) -> None:
-    outcome = run_example(f"stress_{face}", database, tmp_path, workers)
+    outcome = run_example(SCRIPTS / f"stress_{face}.py", database, tmp_path, workers)
     note(f"{face}, {database.provider}, {'python' if workers is None else f'pysqlx-run -w {workers}'}", outcome)
     assert (outcome.status, outcome.output) == (0, [])
     assert outcome.log.count("Pool: Connection returned to pool:") == 1000 * (workers or 1)
