@@ -51,8 +51,12 @@ class PySQLXEngine:
 
     Values go in by name, `conn.query("SELECT :id AS id", {"id": 1})`, as the statement's parameters. A `:name` inside
     a quoted literal counts as a parameter too. PostgreSQL takes a parameter in the type that the statement gives it:
-    where that is not the value's own, say so with a cast of the value's type (`CAST(:day AS date)`, a float for a
-    double precision column). A datetime without a zone is taken for UTC, and datetimes come back in UTC.
+    where that is not the value's own, say so with a cast of the value's type (`CAST(:day AS date)`), and pass a float,
+    never an int, for a double precision column: the server would take the int's bits for a float's.
+
+    A datetime without a zone is taken for UTC, and datetimes come back in UTC. SQLite has no types for time: the driver
+    stores dates and datetimes as milliseconds since 1970 and times as whole seconds (in milliseconds of the day), and
+    gives them back as Python's only from columns declared `date` or `datetime`; integers beyond 32 bits need `bigint`.
 
     Raises ConnectError for a URI that names no database.
     """

@@ -106,9 +106,7 @@ def _datetime(provider: Provider, name: str, value: datetime) -> datetime:
             value = value.astimezone(UTC)
         except OverflowError:
             _refuse(name, f"is {value.isoformat()}, which is out of range in UTC")
-    return datetime(
-        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond
-    )  # fmt: skip
+    return datetime(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
 
 
 def _time(provider: Provider, name: str, value: time) -> object:
