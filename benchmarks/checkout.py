@@ -1,6 +1,6 @@
 """What a check-out and check-in of an idle connection costs, on both faces, next to a bare deque of the same kind.
 
-    python benchmarks/checkout.py [URI]
+python benchmarks/checkout.py [URI]
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def shared_budget(request: PoolRequest) -> Budget:
     if request.uri.identity is None:  # a database in memory is each connection's own
         return LocalBudget(request.max_size)
     # Imported when needed: a single process loads neither ZeroMQ nor what speaks it.
-    if endpoint := os.environ.get("PYSQLX_COORDINATOR"):
+    if endpoint := _coordinator():
         from .workers.link import join
 
         return join(endpoint, request)
@@ -30,6 +30,15 @@ def shared_budget(request: PoolRequest) -> Budget:
 
         return LeasedBudget(_local_link(), request)
     return LocalBudget(request.max_size)
+
+
+def _coordinator() -> str | None:
+    endpoint = os.environ.get("PYSQLX_COORDINATOR")
+    if endpoint is None and os.environ.get("PYSQLX_SETTINGS"):
+        from .settings import load_run_settings
+
+        endpoint = load_run_settings().coordinator
+    return endpoint or None
 
 
 @functools.cache

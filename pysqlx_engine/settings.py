@@ -46,24 +46,12 @@ class _Settings(BaseSettings):
 
 
 class PoolSettings(_Settings):
-    """What a pool takes from the settings when its constructor was not told. Times are in seconds."""
+    """What a pool takes from the settings when its constructor was not told."""
 
     uri: Uri = None
     min_size: Annotated[int, Field(ge=0, le=100_000, description="connections, a whole number from 0 to 100000")] = 1
     max_size: MaxSize = None
     """The operator's value. `None`: what the script states, or 10 where it states nothing."""
-    conn_timeout: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="seconds to wait for a connection, 0 or more")
-    ] = 30.0
-    keep_alive: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="seconds that a connection may live, more than 0")
-    ] = 900.0
-    check_interval: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="seconds between two checks, more than 0")
-    ] = 5.0
-    monitor_batch_size: Annotated[
-        int, Field(ge=1, le=100_000, description="connections per check, a whole number from 1 to 100000")
-    ] = 10
 
 
 class RunSettings(_Settings):

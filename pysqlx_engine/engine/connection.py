@@ -25,7 +25,7 @@ from ..errors import (
     StartTransactionError,
 )
 from ..log_config import LOG_CONFIG, log_statement
-from .driving import calls_in_flight, drive
+from .driving import DriverCall, calls_in_flight, drive
 from .parameters import Parameters, to_driver
 from .rows import BaseRow, base_rows, row_as, rows_as
 from .transactions import Effect, effect_of, effect_of_command
@@ -74,6 +74,8 @@ class PySQLXEngine:
         """A transaction may be open."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
+        self._unfinished: list[DriverCall[Any]] = []
+        """The calls among `_calls` that nobody awaits any more."""
 
     @property
     def connected(self) -> bool:
@@ -229,8 +231,9 @@ class PySQLXEngine:
         if self._raw is not None:
             raise AlreadyConnectedError
         self._calls, self._dirty, self._failed = 0, False, False
+        self._unfinished.clear()
         try:
-            self._raw = await calls_in_flight.wait_for(pysqlx_core.new(uri=uri.driver_uri))
+            self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
         except pysqlx_core.PySQLxError as error:
             raise _connect_error(uri, error) from None
 
@@ -258,7 +261,7 @@ class PySQLXEngine:
     ) -> T:
         """One call of the driver: counted while the driver works on it, its errors turned into ours."""
         raw = self._connection()
-        call = method(argument)
+        call = DriverCall(method(argument))
         self._calls += 1
         try:
             result = await calls_in_flight.wait_for(call)
@@ -271,11 +274,29 @@ class PySQLXEngine:
         except BaseException as error:
             # Cancelled or interrupted: the driver works on, so the call stays counted. A panic is the driver's end.
             if not _is_panic(error):
+                self._unfinished.append(call)
                 raise
             self._call_ended(raw)
             raise _from_panic(failure, error) from None
         self._call_ended(raw)
         return result
+
+    async def _finish_calls(self) -> None:
+        """Wait until the driver has ended the calls that were cancelled here, however they end."""
+        raw = self._connection()
+        while self._unfinished:
+            call = self._unfinished.pop()
+            try:
+                await calls_in_flight.wait_for(call)
+            except pysqlx_core.PySQLxError as error:
+                self._failure(QueryError, raw, error)
+            except Exception:  # noqa: BLE001 - nobody is there any more to be told
+                pass
+            except BaseException as error:
+                if not _is_panic(error):
+                    self._unfinished.append(call)
+                    raise
+            self._call_ended(raw)
 
     def _call_ended(self, raw: pysqlx_core.Connection) -> None:
         if raw is self._raw:  # not a call of the connection before this one

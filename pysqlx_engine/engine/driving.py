@@ -12,7 +12,7 @@ import asyncio
 import atexit
 import os
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -83,12 +83,44 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             finally:
                 # Before the thread blocks: a signal handler that runs meanwhile must find the loop it expects.
                 set_running_loop(outer_loop)
+            if wake is None:
+                continue  # the driver was woken while it was being asked: it wants to be asked again
             if not isinstance(wake, _Wake):
                 raise RuntimeError(f"a driven coroutine may await the driver only, not {wake!r}")
             wake.wait()
     except BaseException:
         coroutine.close()
         raise
+
+
+class DriverCall(Generic[T]):
+    """A call of the driver that survives whoever awaits it."""
+
+    __slots__ = ("_coroutine", "interrupted")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self.interrupted = False
+
+    def __await__(self) -> Generator[Any, None, T]:
+        # Not `await coroutine`: that would hand a cancellation on to the driver, which then drops its half of the
+        # call, and nobody would learn any more when the database has finished with it.
+        self.interrupted = False
+        while True:
+            try:
+                wake = self._coroutine.send(None)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            try:
+                yield wake
+            except BaseException:
+                self.interrupted = True
+                raise
+
+    def close(self) -> None:
+        """Drop the call. The database goes on with it; nobody learns when it ends."""
+        self._coroutine.close()
 
 
 class _CallsInFlight:
@@ -101,15 +133,19 @@ class _CallsInFlight:
     """
 
     def __init__(self) -> None:
-        self._calls: set[Coroutine[Any, Any, Any]] = set()
+        self._calls: set[DriverCall[Any]] = set()
         self._exiting = False
         self._none_left = threading.Event()
         atexit.register(self._drain)
         # Nothing is in flight in a forked child: the driver's threads stayed with the parent.
         os.register_at_fork(after_in_child=self._calls.clear)
 
-    async def wait_for(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own."""
+    async def wait_for(self, call: DriverCall[T]) -> T:
+        """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own.
+
+        Whoever is cancelled meanwhile does not take the call with it: `call.interrupted` is true then, and awaiting it
+        once more, in whatever loop, waits for its end.
+        """
         self._calls.add(call)  # before the look at `_exiting`: either this thread sees that flag, or `_drain` this call
         try:
             if self._exiting:

@@ -47,6 +47,9 @@ class BaseRow(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
+    def __str__(self) -> str:
+        return repr(self)
+
 
 class _ShapedRow(BaseRow):
     """Base of the classes made for one result shape."""

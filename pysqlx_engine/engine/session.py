@@ -152,7 +152,12 @@ def _find_tcp_socket(port: int) -> socket.socket | None:
     """A duplicate of this process's TCP socket with the local `port`; None where a proxy or NAT hides it."""
     found = None
     for _, own_socket in _own_sockets():
-        if found is None and own_socket.family in _TCP and own_socket.getsockname()[1] == port and _has_peer(own_socket):
+        if (
+            found is None
+            and own_socket.family in _TCP
+            and own_socket.getsockname()[1] == port
+            and _has_peer(own_socket)
+        ):
             found = own_socket
         else:
             own_socket.close()

@@ -5,8 +5,8 @@ open under a lease, close a connection, give leases back, tell the budget). The 
 and performs the effects after it has let go of the lock, so cancellation and other threads can only come between two
 states, never into the middle of one.
 
-The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` -> given
-back. What is held is the sum of these; it changes only by `granted` and by `Effects.give_back`.
+The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` ->
+given back. What is held is the sum of these; it changes only by `granted` and by `Effects.give_back`.
 """
 
 from __future__ import annotations

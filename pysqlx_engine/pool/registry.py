@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from .runtime import PoolRuntime
 
 running: weakref.WeakSet[PoolRuntime] = weakref.WeakSet()
+_draining = False
+
+
+def draining() -> bool:
+    """Whether this process is on its way out: no pool may start any more."""
+    return _draining
 
 
 def snapshot() -> list[dict[str, Any]]:
@@ -20,5 +26,7 @@ def snapshot() -> list[dict[str, Any]]:
 def drain() -> None:
     """From now on no pool hands out connections: waiters and new check-outs get PoolClosedError; what is in use may be
     used until it comes back."""
+    global _draining  # noqa: PLW0603
+    _draining = True
     for runtime in list(running):
         runtime.drain()

@@ -16,8 +16,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
-from ..engine.session import open_session
-from ..engine.uri import with_option
+from ..engine.session import UNCONFIRMED_CLOSE, open_session
+from ..engine.uri import DatabaseURI, with_option
 from ..errors import (
     ConnectError,
     PoolAlreadyClosedError,
@@ -190,9 +190,14 @@ class PoolRuntime:
             await engine.close()
             self._open_errors += 1
             permanent = isinstance(error, ConnectError) and error.permanent
+            if not isinstance(error, ConnectError):
+                # There may be a session that we do not know: it could not tell us who it is.
+                await asyncio.sleep(UNCONFIRMED_CLOSE)
             with self._lock:
                 effects = self.core.open_failed(lease, error, permanent=permanent)
-            logger.warning("Pool: %s could not open a connection: %s", self.config.name, error)
+            # Said once for each time the server is lost; what `start` cannot open it raises itself.
+            level = logging.WARNING if self._monitor is not None and not self._failures else logging.DEBUG
+            logger.log(level, "Pool: %s could not open a connection: %s", self.config.name, error)
             first, most = BACKOFF
             delay = min(most, first * 2**self._failures)
             self._failures += 1
@@ -217,11 +222,11 @@ class PoolRuntime:
         self._perform(effects)
 
     async def _close(self, conn: ConnInfo) -> None:
+        if conn.engine._provider == "sqlite":
+            await _driver_is_done(conn.engine)
         busy = conn.engine._calls > 0
         await conn.engine.close()
-        logger.info(
-            "Removed: %s from pool, the conn was open for %.5f secs", conn, time.monotonic() - conn.opened_at
-        )
+        logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, time.monotonic() - conn.opened_at)
         await conn.session.closed_by_server(busy=busy)
         self._closed += 1
         with self._lock:
@@ -232,6 +237,8 @@ class PoolRuntime:
         """Make a used connection fit for the next one, or close it. Nothing carries over: not a running query, not an
         open transaction."""
         engine: PySQLXEngine = conn.engine
+        if engine._provider == "sqlite":
+            await _driver_is_done(engine)
         reusable = not engine._calls and not engine._failed
         if reusable and engine._dirty:
             try:
@@ -288,6 +295,8 @@ class PoolRuntime:
                 raise PoolAlreadyStartedError(f"the pool {config.name} is already started")
             with self._lock:
                 self.core = PoolCore(config.min_size, config.max_size)
+        if registry.draining():
+            raise PoolClosedError("this process is shutting down: no pool can be started any more")
         logger.info("Pool: Starting the connection pool.")
         request = PoolRequest(
             config.name, config.uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
@@ -477,8 +486,8 @@ class PoolRuntime:
                 closed=self._closed,
             )
 
-    def _labelled(self, budget: Budget) -> Any:
-        """The URI to connect with: labelled for whoever looks at the server's sessions, and one session a connection."""
+    def _labelled(self, budget: Budget) -> DatabaseURI:
+        """The URI to connect with: labelled for whoever looks at the server, and one session a connection."""
         if self._uri.provider == "postgresql":
             return with_option(self.config.uri, "application_name", budget.label(self.config.name))
         if self._uri.provider == "mysql" and "socket=" not in self.config.uri.driver_uri.partition("?")[2]:
@@ -496,6 +505,14 @@ def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
 def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
     """From a plain thread: run `coroutine` in the background loop and wait for the result."""
     return asyncio.run_coroutine_threadsafe(coroutine, background().loop).result()
+
+
+async def _driver_is_done(engine: PySQLXEngine) -> None:
+    """Wait for calls that were cancelled, or that somebody else still makes. A server can be told that its client is
+    gone, and tells when it is done; the driver's threads that work on an SQLite file can only be waited for."""
+    await engine._finish_calls()
+    while engine._calls:
+        await asyncio.sleep(0.01)
 
 
 def _set(future: asyncio.Future[None]) -> None:

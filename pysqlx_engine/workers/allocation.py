@@ -48,7 +48,7 @@ def _fill(
     open_ = [key for key, want in wants.items() if want > 0]
     left = max(0, size)
     while open_ and left >= len(open_):
-        step = min(left // len(open_), min(wants[key] - filled[key] for key in open_))
+        step = min(left // len(open_), *(wants[key] - filled[key] for key in open_))
         for key in open_:
             filled[key] += step
         left -= step * len(open_)

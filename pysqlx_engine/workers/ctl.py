@@ -80,7 +80,9 @@ def _ask_run(name: str | None, question: Json) -> Json:
     try:
         answer = ask(run.control, question)
     except (OSError, ValueError) as error:
-        raise _Failure(f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED) from None
+        raise _Failure(
+            f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED
+        ) from None
     if "error" in answer:
         raise _Failure(f"the run {run.name}: {answer['error']}", FAILED)
     return answer

@@ -40,6 +40,8 @@ from .messages import (
 
 DEFAULT_SIZE = 10
 
+NOTHING = Demand(in_use=0, idle=0, waiting=0, want=0)
+
 MemberId = str
 PoolKey = tuple[MemberId, int]
 
@@ -52,7 +54,7 @@ class Pool:
     name: str
     min_size: int
     leases: dict[Lease, HeldLease]
-    demand: Demand = Demand(0, 0, 0, 0)
+    demand: Demand = NOTHING
     granted: int = 0
     received: int = 0
     """Leases granted since it was attached, and how many of them it had received when it told its demand."""

@@ -32,7 +32,7 @@ run with asyncio.run). What stands behind SCRIPT belongs to the script: it is in
 
 _EPILOG = """\
 Command line goes before environment, environment before settings file, settings file before default. The settings file
-may also hold what a pool takes from the settings (PYSQLX_MIN_SIZE, PYSQLX_CONN_TIMEOUT, ...).
+may also hold what a pool takes from the settings (PYSQLX_URI, PYSQLX_MIN_SIZE, PYSQLX_MAX_SIZE).
 
 examples:
   pysqlx-run -w 8 --max-size 30 worker.py

@@ -172,7 +172,8 @@ def test_without_a_coordinator_nobody_sees_an_error_and_growth_resumes_with_the_
         os.kill(run.pid_titled("pysqlx-run: coordinator"), signal.SIGKILL)
         # Somebody ends sessions: they have to be opened anew, and for that a coordinator is needed.
         observer.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pysqlx orphaned worker 0%'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name LIKE 'pysqlx orphaned worker 0%'"
         )
         deadline = time.monotonic() + 10
         samples.seen.clear()

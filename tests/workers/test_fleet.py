@@ -214,7 +214,9 @@ class Fleet:
     def restart_coordinator(self) -> None:
         """The next coordinator learns from the journal; then the processes say hello, one after the other."""
         held = {process.name: list(process.budget._leases.values()) for process in self.processes.values()}
-        for budget in self.ledger.budgets.values():  # the journal: what was granted and has not been received counts too
+        for (
+            budget
+        ) in self.ledger.budgets.values():  # the journal: what was granted and has not been received counts too
             for pool in budget.pools.values():
                 held[pool.key[0]] = list(pool.leases.values())
         orphans = [orphan for _, orphan in self.ledger.orphans()]

@@ -143,11 +143,11 @@ def test_pools_in_workers_read_the_command_line_and_the_settings_file(tmp_path: 
     name = script(
         tmp_path,
         "import os\nos.chdir('/')\nfrom pysqlx_engine.settings import load_pool_settings\n"
-        "s = load_pool_settings()\nprint(s.max_size, s.min_size, s.uri.get_secret_value(), s.keep_alive)",
+        "s = load_pool_settings()\nprint(s.max_size, s.min_size, s.uri.get_secret_value())",
     )
     arguments = ("--no-prefix", "--settings", "my.env", "--max-size", "7", name)
     status, out, _ = finished(tmp_path, *arguments, PYSQLX_MIN_SIZE="3")
-    assert (status, out) == (0, ["7 3 sqlite:./file.db 900.0"])
+    assert (status, out) == (0, ["7 3 sqlite:./file.db"])
 
 
 def test_a_worker_reads_nothing_from_the_terminal(tmp_path: Path):

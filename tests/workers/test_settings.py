@@ -41,7 +41,6 @@ def test_nothing_said_gives_the_documented_defaults():
     pool = load_pool_settings()
     assert pool.uri is None
     assert (pool.min_size, pool.max_size) == (1, None)
-    assert (pool.conn_timeout, pool.keep_alive, pool.check_interval, pool.monitor_batch_size) == (30, 900, 5, 10)
     run = load_run_settings()
     assert (run.workers, run.restart, run.graceful_timeout) == (1, "on-failure", 30)
     assert (run.loop, run.prefix, run.name, run.coordinator) == ("auto", True, None, None)
@@ -89,8 +88,8 @@ def test_a_bad_option_is_named_with_its_value_and_what_is_allowed():
 
 
 def test_a_bad_variable_is_named_as_a_variable(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PYSQLX_CHECK_INTERVAL", "nan")
-    assert refusal().startswith("PYSQLX_CHECK_INTERVAL=nan is not allowed: seconds")
+    monkeypatch.setenv("PYSQLX_GRACEFUL_TIMEOUT", "nan")
+    assert refusal().startswith("PYSQLX_GRACEFUL_TIMEOUT=nan is not allowed: seconds")
 
 
 def test_a_bad_line_of_the_file_is_named_with_its_number(tmp_path: Path):
@@ -114,9 +113,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
 def test_workers_get_what_the_environment_does_not_say_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYSQLX_MIN_SIZE", "3")
-    file = settings_file(tmp_path, "PYSQLX_MIN_SIZE=2\nPYSQLX_KEEP_ALIVE=60\nPYSQLX_URI=sqlite:${HOME}/a.db\n")
+    file = settings_file(tmp_path, "PYSQLX_MIN_SIZE=2\nPYSQLX_WORKERS=2\nPYSQLX_URI=sqlite:${HOME}/a.db\n")
     assert worker_environment(file, max_size="7", uri=None) == {
-        "PYSQLX_KEEP_ALIVE": "60",
+        "PYSQLX_WORKERS": "2",
         "PYSQLX_URI": "sqlite:${HOME}/a.db",
         "PYSQLX_MAX_SIZE": "7",
         "PYSQLX_SETTINGS": "",
@@ -129,7 +128,7 @@ def test_a_file_to_copy_loads_as_it_is_and_shows_the_defaults(
 ):
     load_run_settings(str(file))
     shown = "\n".join(re.findall(r"^# (PYSQLX_(?!COORDINATOR)\w+=.*)$", file.read_text(), re.MULTILINE))
-    assert "PYSQLX_CONN_TIMEOUT" in shown
+    assert "PYSQLX_MIN_SIZE" in shown
     defaults = load_run_settings(), load_pool_settings()
     monkeypatch.setenv("PYSQLX_SETTINGS", settings_file(tmp_path, shown))
     assert (load_run_settings(), load_pool_settings()) == defaults
