@@ -31,10 +31,12 @@ class _Switch:
         self._name = name
 
     def __get__(self, config: LogConfig, owner: type[LogConfig]) -> bool:
+        config.check()
         return config._values[self._name]
 
     def __set__(self, config: LogConfig, value: bool) -> None:
         config._values[self._name] = _as_bool(self._name, value)
+        config._problems.pop(self._name, None)
         config._apply()
 
 
@@ -55,15 +57,27 @@ class LogConfig:
     """The text of an error is JSON with code, message and error (the class)."""
 
     def __init__(self) -> None:
-        names = [name for name, value in vars(LogConfig).items() if isinstance(value, _Switch)]
-        self._values = {name: _as_bool(name, os.environ.get(name) or False) for name in names}
+        self._values: dict[str, bool] = {}
+        self._problems: dict[str, SettingsError] = {}
+        for name in [name for name, value in vars(LogConfig).items() if isinstance(value, _Switch)]:
+            self._values[name] = False
+            try:
+                self._values[name] = _as_bool(name, os.environ.get(name) or False)
+            except SettingsError as error:
+                self._problems[name] = error
         self.statements = False
         """Whether any statement may be logged: the one thing a query looks at."""
         self._apply()
 
+    def check(self) -> None:
+        """Raise the SettingsError of a bad value in the environment. Not while the package is imported: whoever imports
+        it could not tell the user in a line of its own."""
+        for problem in self._problems.values():
+            raise problem
+
     def _apply(self) -> None:
-        self.statements = self.PYSQLX_SQL_LOG or self.PYSQLX_DEV_MODE
-        PySQLXError._render = _as_json if self.PYSQLX_ERROR_JSON_FMT else None
+        self.statements = self._values["PYSQLX_SQL_LOG"] or self._values["PYSQLX_DEV_MODE"]
+        PySQLXError._render = _as_json if self._values["PYSQLX_ERROR_JSON_FMT"] else None
 
     def __repr__(self) -> str:
         return f"LogConfig({', '.join(f'{name}={value}' for name, value in self._values.items())})"

@@ -182,6 +182,7 @@ def _suggestion(name: str) -> str:
 
 def _apply_log_switches(path: Path | None, entries: Mapping[str, _FileEntry]) -> None:
     """Give `LOG_CONFIG` the switches of the file that neither the environment nor code has turned on before."""
+    LOG_CONFIG.check()
     for name in LOG_SWITCHES:
         entry = entries.get(name)
         if entry is None or name in _environment() or getattr(LOG_CONFIG, name):

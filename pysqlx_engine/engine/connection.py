@@ -230,6 +230,7 @@ class PySQLXEngine:
         """Connect with a prepared URI, e.g. one with a label in its options."""
         if self._raw is not None:
             raise AlreadyConnectedError
+        LOG_CONFIG.check()
         self._calls, self._dirty, self._failed = 0, False, False
         self._unfinished.clear()
         try:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ..engine.uri import DatabaseURI, parse_uri
+from ..log_config import LOG_CONFIG
 
 _names = itertools.count(1)
 
@@ -36,6 +37,7 @@ def pool_config(
 ) -> PoolConfig:
     """Check every parameter. Raises ValueError or TypeError that names parameter, value and range, and ConnectError for
     a URI that no driver takes."""
+    LOG_CONFIG.check()
     stated = max_size is not None
     if uri is None or min_size is None or max_size is None:
         from ..settings import load_pool_settings  # costs a third of the import time, so only when it is needed

@@ -25,6 +25,7 @@ from ..errors import (
     PoolClosedError,
     PoolTimeoutError,
     PySQLXError,
+    SettingsError,
 )
 from . import registry
 from .background import EXIT_TIMEOUT, at_exit, background
@@ -186,15 +187,14 @@ class PoolRuntime:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 session = await open_session(engine, self._uri)
-        except (PySQLXError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the lease must not stay here
             await engine.close()
             self._open_errors += 1
-            permanent = isinstance(error, ConnectError) and error.permanent
             if not isinstance(error, ConnectError):
                 # There may be a session that we do not know: it could not tell us who it is.
                 await asyncio.sleep(UNCONFIRMED_CLOSE)
             with self._lock:
-                effects = self.core.open_failed(lease, error, permanent=permanent)
+                effects = self.core.open_failed(lease, error, permanent=_is_permanent(error))
             # Said once for each time the server is lost; what `start` cannot open it raises itself.
             level = logging.WARNING if self._monitor is not None and not self._failures else logging.DEBUG
             logger.log(level, "Pool: %s could not open a connection: %s", self.config.name, error)
@@ -313,6 +313,8 @@ class PoolRuntime:
             registry.running.add(self)
             self._perform(effects)
             await self._warm_up()
+            if self.core.state is not State.OPEN:
+                raise PoolClosedError(f"the pool {config.name} was closed while it started")
         except BaseException:
             await self._finish()
             raise
@@ -330,13 +332,13 @@ class PoolRuntime:
         def arrived() -> bool:
             nonlocal error
             error = self.core.last_error
-            return not self.core.warming or (isinstance(error, ConnectError) and error.permanent)
+            return not self.core.warming or _is_permanent(error)
 
         if not await self._until(arrived, self.config.conn_timeout) and not self.core.size:
             raise PoolTimeoutError(
                 f"no connection within {self.config.conn_timeout:.1f} s: {self.describe()}", at_start=True
             ) from error
-        if isinstance(error, ConnectError) and error.permanent:
+        if error is not None and _is_permanent(error):
             raise error
 
     async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
@@ -513,6 +515,11 @@ async def _driver_is_done(engine: PySQLXEngine) -> None:
     await engine._finish_calls()
     while engine._calls:
         await asyncio.sleep(0.01)
+
+
+def _is_permanent(error: BaseException | None) -> bool:
+    """Whether waiting cannot cure it."""
+    return isinstance(error, SettingsError) or (isinstance(error, ConnectError) and error.permanent)
 
 
 def _set(future: asyncio.Future[None]) -> None:

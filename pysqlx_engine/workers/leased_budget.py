@@ -65,7 +65,11 @@ class LinkToLedger(Protocol):
 
     def describe(self) -> str: ...
 
-    def label(self, pool: str) -> str: ...
+    def label(self, pool: str) -> str:
+        """What the server's list of sessions shows for connections of this pool."""
+
+    def full_name(self, pool: str) -> str:
+        """The pool's name among those of the other processes."""
 
 
 class LeasedBudget:
@@ -140,7 +144,7 @@ class LeasedBudget:
         self._received = 0
         return PoolClaim(
             self.pool_id,
-            request.name,
+            self._link.full_name(request.name),
             request.uri.identity,
             request.min_size,
             request.max_size,
@@ -249,6 +253,9 @@ class LocalLink:
 
     def label(self, pool: str) -> str:
         return f"pysqlx {pool}"
+
+    def full_name(self, pool: str) -> str:
+        return pool
 
     def _take(self, message: Outgoing) -> None:
         ledger = self._ledger

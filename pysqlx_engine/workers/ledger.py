@@ -142,7 +142,7 @@ class Ledger:
         self.records: list[Record] = []
         self.notices: list[str] = []
         """What the operator should read, each said once."""
-        self._capped: set[tuple[str, str, int]] = set()
+        self._capped: set[tuple[str, int]] = set()
         self._next_lease = first_lease
         self._arrivals = 0
         self._homes: dict[PoolKey, Budget] = {}
@@ -187,12 +187,11 @@ class Ledger:
         return False
 
     def _say_capped(self, budget: Budget, claim: PoolClaim) -> None:
-        what = (budget.database, claim.name, claim.max_size)
+        what = (budget.database, claim.max_size)
         if what not in self._capped:
             self._capped.add(what)
             self.notices.append(
-                f"max_size={claim.max_size} of {claim.name} is capped to {budget.size}, the operator's budget for "
-                f"{budget.database}"
+                f"max_size={claim.max_size} is capped to {budget.size}, the operator's budget for {budget.database}"
             )
 
     def detach(self, key: PoolKey) -> None:

@@ -103,8 +103,13 @@ class Link:
         return "coordinator up" if self._epoch is not None else f"coordinator not reachable at {self._endpoint}"
 
     def label(self, pool: str) -> str:
-        who = f"worker {self._worker}" if self._worker is not None else f"pid {os.getpid()}"
-        return f"pysqlx {self._run} {who} {pool}"[:63]
+        return f"pysqlx {self._run} {self._who()} {pool}"[:63]
+
+    def full_name(self, pool: str) -> str:
+        return f"{pool} of {self._who()}"
+
+    def _who(self) -> str:
+        return f"worker {self._worker}" if self._worker is not None else f"pid {os.getpid()}"
 
     def stop(self) -> None:
         """Send what is queued, then end the thread."""

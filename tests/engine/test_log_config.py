@@ -23,8 +23,15 @@ def test_a_switch_starts_with_its_environment_variable(word: str, value: bool) -
     assert done.stdout.strip() == f"LogConfig({', '.join(f'{name}={value}' for name in SWITCHES)})"
 
 
-def test_a_bad_environment_variable_is_named_at_import() -> None:
-    script = "import pysqlx_engine.log_config"
+USES = [
+    "from pysqlx_engine import LOG_CONFIG; LOG_CONFIG.PYSQLX_SQL_LOG",
+    "from pysqlx_engine import PySQLXEngineSync; PySQLXEngineSync('sqlite::memory:').connect()",
+    "from pysqlx_engine import PySQLXEnginePoolSync; PySQLXEnginePoolSync('sqlite::memory:', min_size=1)",
+]
+
+
+@pytest.mark.parametrize("script", USES)
+def test_a_bad_environment_variable_is_named_by_whatever_uses_it_first(script: str) -> None:
     environment = {"PYSQLX_SQL_LOG": "maybe"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     said = "PYSQLX_SQL_LOG is 'maybe': allowed are 1, true, yes, on and 0, false, no, off"

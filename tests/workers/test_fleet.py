@@ -55,6 +55,9 @@ class Process:
     def label(self, pool: str) -> str:
         return pool
 
+    def full_name(self, pool: str) -> str:
+        return f"{pool} of {self.name}"
+
     def post(self, message: Outgoing) -> None:
         self.outgoing.append(message)
 
