@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
+from pysqlx_engine import PySQLXEngineSync
 from tests.servers import Database, PostgresServer
 
 from .runs import started
@@ -119,8 +122,16 @@ def sessions_of_workers(observer: psycopg.Connection[tuple[object, ...]], name: 
     return {int(str(worker)): int(str(count)) for worker, count in rows}
 
 
+def until(condition: Callable[[], bool], timeout: float = 15.0) -> float:
+    """Wait for what a server or a run shows. Returns the seconds that it took."""
+    started_at = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started_at + timeout, "it never happened"
+    return time.monotonic() - started_at
+
+
 def test_a_killed_workers_leases_are_in_use_elsewhere_at_once_and_the_worker_comes_back(
-    tmp_path: Path, busy: str, postgres: PostgresServer, postgresql_db: Database, record_property: pytest.RecordProperty
+    tmp_path: Path, busy: str, postgres: PostgresServer, postgresql_db: Database
 ) -> None:
     arguments = ("-w", "4", "--max-size", str(BUDGET), "--name", "killed", busy, postgresql_db.uri)
     with (
@@ -132,28 +143,55 @@ def test_a_killed_workers_leases_are_in_use_elsewhere_at_once_and_the_worker_com
         for _ in range(4):
             _, worker, pid = run.line_with("started").rpartition("] ")[2].split()
             pids[int(worker)] = int(pid)
-        samples.wait_for(BUDGET)
-        deadline = time.monotonic() + 10
-        while sorted(sessions_of_workers(observer, "killed").items()) != [(worker, 2) for worker in range(4)]:
-            assert time.monotonic() < deadline, sessions_of_workers(observer, "killed")
+        # In use, not only open: every worker is in the midst of its queries.
+        until(lambda: [worker["in_use"] for worker in status(tmp_path, "killed")["workers"]] == [2] * 4)
 
-        killed = time.monotonic()
+        def elsewhere() -> int:
+            return sum(count for worker, count in sessions_of_workers(observer, "killed").items() if worker != 3)
+
         os.kill(pids[3], signal.SIGKILL)
-        while True:
-            sessions = sessions_of_workers(observer, "killed")
-            elsewhere = sum(count for worker, count in sessions.items() if worker != 3)
-            if elsewhere == BUDGET:
-                break
-            assert time.monotonic() < killed + 2, sessions
-        took = time.monotonic() - killed
-        record_property("leases in use elsewhere after", f"{took * 1000:.0f} ms")
-        print(f"leases in use elsewhere after {took * 1000:.0f} ms")
-        # The queries of the killed worker would have gone on for seconds.
-        assert took < 1.0
+        took = until(lambda: elsewhere() == BUDGET)
+        print(f"PostgreSQL: leases in use elsewhere {took * 1000:.0f} ms after the kill")
+        assert took < 2.0, "the killed worker's queries would have gone on for seconds"
 
         assert run.line_with("started").split()[-2] == "3"
         enough(tmp_path)
         assert run.wait() == 0
+    assert samples.most == BUDGET, samples
+
+
+def test_a_killed_workers_leases_on_a_server_that_does_not_notice_wait_until_it_lets_go(
+    tmp_path: Path, busy: str, mysql_db: Database
+) -> None:
+    arguments = ("-w", "2", "--max-size", str(BUDGET), "--restart", "never", "--name", "unnoticed", busy, mysql_db.uri)
+    processlist = "SELECT id, host FROM information_schema.processlist WHERE db = :db"
+    database = mysql_db.uri.partition("?")[0].rpartition("/")[2]
+    with (
+        watching(mysql_db) as samples,
+        PySQLXEngineSync(mysql_db.uri.replace(database, "mysql")) as observer,
+        started(tmp_path, *arguments, mysql_db.sleep_sql(2), "0,1") as run,
+    ):
+
+        def sessions() -> dict[int, str]:
+            return {row["id"]: row["host"] for row in observer.query_as_dict(processlist, {"db": database})}
+
+        pids = {}
+        for _ in range(2):
+            _, worker, pid = run.line_with("started").rpartition("] ")[2].split()
+            pids[int(worker)] = int(pid)
+        samples.wait_for(BUDGET)
+        until(lambda: [worker["leases"] for worker in status(tmp_path, "unnoticed")["workers"]] == [4, 4])
+        ports = {str(c.laddr.port) for c in psutil.Process(pids[1]).net_connections("tcp4") if c.raddr}
+        orphans = {id_ for id_, host in sessions().items() if host.rpartition(":")[2] in ports}
+        assert len(orphans) == 4
+
+        os.kill(pids[1], signal.SIGKILL)
+        until(lambda: not orphans & sessions().keys())
+        took = until(lambda: len(sessions()) == BUDGET)
+        print(f"MariaDB: leases in use elsewhere {took * 1000:.0f} ms after the server let go of the last session")
+        assert took < 1.0
+        enough(tmp_path)
+        assert run.wait() == 1, "a worker died, and was not to be started again"
     assert samples.most == BUDGET, samples
 
 
