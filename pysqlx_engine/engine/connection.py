@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
-import pysqlx_core
 from pydantic import BaseModel
 
 from ..errors import (
@@ -25,6 +24,7 @@ from ..errors import (
     StartTransactionError,
 )
 from ..log_config import LOG_CONFIG, log_statement
+from .driver import pysqlx_core
 from .driving import DriverCall, calls_in_flight, drive
 from .parameters import Parameters, to_driver
 from .rows import BaseRow, base_rows, row_as, rows_as
@@ -284,13 +284,14 @@ class PySQLXEngine:
 
     async def _finish_calls(self) -> None:
         """Wait until the driver has ended the calls that were cancelled here, however they end."""
-        raw = self._connection()
+        raw = self._raw
         while self._unfinished:
             call = self._unfinished.pop()
             try:
                 await calls_in_flight.wait_for(call)
             except pysqlx_core.PySQLxError as error:
-                self._failure(QueryError, raw, error)
+                if raw is not None:
+                    self._failure(QueryError, raw, error)
             except Exception:  # noqa: BLE001 - nobody is there any more to be told
                 pass
             except BaseException as error:
@@ -299,7 +300,7 @@ class PySQLXEngine:
                     raise
             self._call_ended(raw)
 
-    def _call_ended(self, raw: pysqlx_core.Connection) -> None:
+    def _call_ended(self, raw: pysqlx_core.Connection | None) -> None:
         if raw is self._raw:  # not a call of the connection before this one
             self._calls -= 1
 

@@ -76,13 +76,12 @@ class ServerSession:
         `busy` says that a query may still run: then the server is told at once that nobody waits for the answer.
         Returns False where the close could not be observed and `UNCONFIRMED_CLOSE` passed instead.
         """
-        own_socket, self._socket = self._socket, None
-        if own_socket is None:
+        if self._socket is None:
             if self.server_id is None:
                 return True  # SQLite: the driver has closed the file by the time it has dropped the connection
             await asyncio.sleep(UNCONFIRMED_CLOSE)
             return False
-        with own_socket:
+        with self._socket as own_socket:
             if not busy:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(_end_of_file(own_socket), POLITE_CLOSE)
@@ -94,11 +93,12 @@ class ServerSession:
             await _end_of_file(own_socket)
             return True
 
-    def forget(self) -> None:
-        """Close our duplicate without looking at it: in a forked child, and at interpreter exit."""
+    def cut(self) -> None:
+        """End the connection on our side at once, whatever the server does: at interpreter exit. The driver's thread
+        that still waits for an answer has to be done with it before the interpreter is gone."""
         if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:

@@ -535,6 +535,15 @@ def _close_all_at_exit() -> None:
     for end in ends:
         with contextlib.suppress(TimeoutError):
             end.result(max(0.0, deadline - time.monotonic()))
+    # What takes longer than that is cut off on our side, and then waited for: a thread of the driver that comes back
+    # while the interpreter ends would abort the process.
+    cut = [conn for runtime in list(registry.running) for conn in list(runtime.core.closing)]
+    for conn in cut:
+        conn.session.cut()
+    for conn in cut:
+        end = asyncio.run_coroutine_threadsafe(conn.engine._finish_calls(), background().loop)
+        with contextlib.suppress(TimeoutError):
+            end.result(0.5)
 
 
 at_exit(_close_all_at_exit)

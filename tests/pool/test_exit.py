@@ -1,0 +1,68 @@
+"""A script that never calls stop() ends with its own status and leaves no session behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.servers import Database
+
+ASYNCIO = """
+import asyncio, sys
+from pysqlx_engine import PySQLXEnginePool
+
+pool = PySQLXEnginePool(uri=sys.argv[1], min_size=3, max_size=4)
+
+async def query():
+    async with pool.connection() as conn:
+        await conn.query(sys.argv[2])
+
+async def main():
+    await pool.start()
+    if sys.argv[3] == "busy":
+        task = asyncio.create_task(query())
+        while not pool.stats().in_use:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+    print("done")
+
+asyncio.run(main())
+"""
+THREADS = """
+import sys, threading, time
+from pysqlx_engine import PySQLXEnginePoolSync
+
+pool = PySQLXEnginePoolSync(uri=sys.argv[1], min_size=3, max_size=4)
+pool.start()
+
+def query():
+    with pool.connection() as conn:
+        conn.query(sys.argv[2])
+
+if sys.argv[3] == "busy":
+    threading.Thread(target=query, daemon=True).start()
+    while not pool.stats().in_use:
+        time.sleep(0.01)
+    time.sleep(0.1)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+@pytest.mark.parametrize("script", [ASYNCIO, THREADS], ids=["asyncio", "threads"])
+def test_a_script_that_never_stops_its_pool_ends_cleanly(database: Database, script: str, state: str) -> None:
+    arguments = [database.uri, database.sleep_sql(1.0), state]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    if state == "idle":
+        assert done.stderr == ""
+    with database.sampler() as sample:
+        # MariaDB ends a query whose client is gone only when it wants to send the answer.
+        deadline = time.monotonic() + (5 if state == "busy" else 0)
+        while sample():
+            assert time.monotonic() < deadline, "sessions are left"
