@@ -27,7 +27,7 @@ from .journal import Journal, Member
 from .ledger import Ledger, MemberId
 from .messages import MAX_MESSAGE, VERSION, Ask, Hello, Unwelcome, Welcome, decode_from_process, encode
 from .process import start_time
-from .rundir import RunDirectory
+from .rundir import DatabaseClaims, RunDirectory
 from .sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Verdict, half_closed, server_session
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ class Coordinator:
         self._config = config
         self._epoch = secrets.randbits(32) | 1
         self._journal = Journal(directory.journal)
+        self._claims = DatabaseClaims(directory)
+        self._databases: set[str] = set()
+        """Those that had a budget when it was last looked at."""
         self._ledger = Ledger(self._epoch, config.max_size, self._epoch << 31)
         self._processes: dict[MemberId, _Process] = {}
         self._by_pidfd: dict[int, MemberId] = {}
@@ -170,9 +173,26 @@ class Coordinator:
         notices, ledger.notices = ledger.notices, []
         for notice in notices:
             logger.warning("%s", notice)
+        if self._databases != ledger.budgets.keys():
+            self._claim_databases()
         messages, ledger.outbox = ledger.outbox, []
         for member, message in messages:
             self._send(member, encode(message))
+
+    def _claim_databases(self) -> None:
+        """Two coordinators for one database are two budgets, and their sum is what the server sees."""
+        databases = set(self._ledger.budgets)
+        for database in self._databases - databases:
+            self._claims.release(database)
+        for database in databases - self._databases:
+            other = self._claims.claim(database)
+            if other is not None:
+                logger.warning(
+                    "WARNING: the run %s has a budget for %s too: the two add up. Let its processes join this "
+                    "coordinator, or these the other (PYSQLX_COORDINATOR).",
+                    other, database,
+                )  # fmt: skip
+        self._databases = databases
 
     def _send(self, member: MemberId, data: bytes) -> None:
         # A process that is gone is dealt with by its pidfd, one that does not read loses its connection.

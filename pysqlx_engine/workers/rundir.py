@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,15 @@ from pathlib import Path
 from ..errors import SettingsError
 from .process import start_time
 
-__all__ = ["ClaimedRun", "RunDirectory", "RunDirectoryError", "default_name", "list_runs", "run_directory"]
+__all__ = [
+    "ClaimedRun",
+    "DatabaseClaims",
+    "RunDirectory",
+    "RunDirectoryError",
+    "default_name",
+    "list_runs",
+    "run_directory",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SOCKET_PATH_LIMIT = 107  # bytes: sockaddr_un.sun_path without the closing zero
@@ -146,6 +155,37 @@ def list_runs() -> list[RunDirectory]:
         return []
     runs = [run_directory(name) for name in names if _NAME.fullmatch(name)]
     return [run for run in runs if run.is_live()]
+
+
+class DatabaseClaims:
+    """Which run's coordinator has a budget for which database, among the runs of this user on this host.
+
+    A claim is a lock on a file: it goes with the process that holds it.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._run = directory.name
+        self._directory = directory.path.parent / ".databases"  # no run has a name that starts with a dot
+        self._locks: dict[str, int] = {}
+
+    def claim(self, database: str) -> str | None:
+        """Claim `database`; the name of the other run that has it already, if one has."""
+        if database in self._locks:
+            return None
+        _make_private(self._directory)
+        path = self._directory / hashlib.sha256(database.encode()).hexdigest()[:32]
+        lock = _try_lock(path)
+        if lock is None:
+            return path.read_text() or "another run"
+        os.ftruncate(lock, 0)
+        os.write(lock, self._run.encode())
+        self._locks[database] = lock
+        return None
+
+    def release(self, database: str) -> None:
+        lock = self._locks.pop(database, None)
+        if lock is not None:
+            os.close(lock)
 
 
 def _base() -> Path:

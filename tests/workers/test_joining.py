@@ -1,0 +1,120 @@
+"""Processes that nobody supervises join a coordinator when PYSQLX_COORDINATOR names one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pysqlx_engine import PySQLXEnginePool
+from pysqlx_engine.errors import PoolTimeoutError
+from tests.servers import Database
+
+from .runs import run_environment, started
+from .sampling import watching
+
+COORDINATOR = """
+import multiprocessing, sys
+from pysqlx_engine.workers.coordinator import CoordinatorConfig, main
+
+main(CoordinatorConfig(directory=sys.argv[1], run_id="alone", max_size=int(sys.argv[2]), name="alone"))
+"""
+USER = """
+import sys, threading
+from pysqlx_engine import PySQLXEnginePoolSync
+
+uri, sql = sys.argv[1:3]
+with PySQLXEnginePoolSync(uri=uri, min_size=1, max_size=50) as pool:
+    def work():
+        for _ in range(5):
+            with pool.connection() as conn:
+                conn.query_first(sql)
+    threads = [threading.Thread(target=work) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("zmq" in sys.modules, pool.stats().max_size)
+"""
+
+
+@contextmanager
+def coordinator(directory: Path, size: int) -> Iterator[str]:
+    """A coordinator on its own; gives its address."""
+    with subprocess.Popen([sys.executable, "-c", COORDINATOR, str(directory), str(size)]) as process:
+        try:
+            yield f"ipc://{directory}/coordinator.sock"
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+
+
+def test_processes_of_any_origin_share_the_budget_of_the_coordinator_they_join(
+    tmp_path: Path, database: Database
+) -> None:
+    # The processes may be there before the coordinator: they wait for it.
+    environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": f"ipc://{tmp_path}/coordinator.sock"})
+    command = [sys.executable, "-c", USER, database.uri, database.sleep_sql(0.02)]
+    users = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    with watching(database) as samples, coordinator(tmp_path, size=4):
+        outputs = [user.communicate(timeout=60)[0] for user in users]
+    assert [user.returncode for user in users] == [0, 0, 0]
+    assert outputs == ["True 4\n"] * 3
+    assert samples.most == 4, samples
+
+
+async def test_a_coordinator_that_cannot_be_reached_is_waited_for_and_then_named(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = f"ipc://{tmp_path}/nobody.sock"
+    monkeypatch.setenv("PYSQLX_COORDINATOR", address)
+    pool = PySQLXEnginePool(sqlite_uri, min_size=1, conn_timeout=0.2)
+    with pytest.raises(PoolTimeoutError, match=rf"within 0\.2 s \(coordinator not reachable at {address}\)") as caught:
+        await pool.start()
+    assert caught.value.at_start
+    assert pool.closed
+
+
+def test_a_pool_of_one_process_loads_neither_zeromq_nor_multiprocess(sqlite_uri: str, tmp_path: Path) -> None:
+    script = USER.replace('"zmq" in sys.modules', '{"zmq", "multiprocess"} & sys.modules.keys()')
+    command = [sys.executable, "-c", script, sqlite_uri, "SELECT 1 AS a"]
+    done = subprocess.run(command, env=run_environment(tmp_path, {}), capture_output=True, text=True, check=True)
+    assert done.stdout == "set() 50\n"
+
+
+def test_a_memory_database_needs_no_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", USER, "sqlite::memory:", "SELECT 1 AS a"]
+    environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": f"ipc://{tmp_path}/nobody.sock"})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False 50\n"
+
+
+HOLDER = """
+import asyncio, sys
+from pysqlx_engine import PySQLXEnginePool
+
+async def main():
+    async with PySQLXEnginePool(uri=sys.argv[1], min_size=1, max_size=2):
+        print("started", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_second_coordinator_for_a_database_warns(tmp_path: Path, database: Database) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    options = ("-w", "2", "--name")
+    with started(tmp_path, *options, "first", "holder.py", database.uri) as first:
+        first.line_with("started")
+        with started(tmp_path, *options, "second", "holder.py", database.uri) as second:
+            assert "the run first has a budget for" in second.line_with("the two add up")
+            second.line_with("started")
+            second.process.terminate()
+            assert second.wait() == 0
+        first.process.terminate()
+        assert first.wait() == 0
