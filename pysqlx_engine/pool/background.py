@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -33,7 +34,7 @@ class Background:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run `coroutine` in the background. What it raises is its own business: it must not."""
-        if threading.get_ident() == self._thread.ident:
+        if self.is_current_thread:
             self._start(coroutine)
         else:
             self.loop.call_soon_threadsafe(self._start, coroutine)
@@ -43,11 +44,19 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call `callback` in the background. Takes no lock: fit for what the garbage collector runs."""
+        self.loop.call_soon_threadsafe(callback, *arguments)
+
     def call_later(self, delay: float, callback: Callable[[], object]) -> None:
-        if threading.get_ident() == self._thread.ident:
+        if self.is_current_thread:
             self.loop.call_later(delay, callback)
         else:
             self.loop.call_soon_threadsafe(self.loop.call_later, delay, callback)
+
+    @property
+    def is_current_thread(self) -> bool:
+        return threading.get_ident() == self._thread.ident
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -78,7 +87,8 @@ def at_exit(callback: Callable[[], None]) -> None:
 
 def _shut_down() -> None:
     for callback in reversed(_at_exit):
-        callback()
+        with contextlib.suppress(Exception):  # the thread has to end all the same
+            callback()
     if _background is not None:
         _background.stop()
 

@@ -103,6 +103,8 @@ class LocalBudget:
         self._lock = threading.Lock()
         self._free = list(range(size, 0, -1))
         self._client: BudgetClient | None = None
+        self._owes = False
+        """Whether the client was denied something since leases came back last."""
 
     @property
     def size(self) -> int:
@@ -118,6 +120,7 @@ class LocalBudget:
         want = client.tell_demand().want
         with self._lock:
             leases = [self._free.pop() for _ in range(min(want, len(self._free)))]
+            self._owes = len(leases) < want
         if leases:
             client.granted(leases)
         if len(leases) < want:
@@ -129,6 +132,9 @@ class LocalBudget:
     def give_back(self, leases: Sequence[Lease]) -> None:
         with self._lock:
             self._free.extend(leases)
+            owes = self._owes
+        if owes:  # somebody began to wait between the decision to give these back and now
+            self.demand_changed()
 
     def detach(self) -> None:
         self._client = None

@@ -95,7 +95,7 @@ class PoolCore:
         self.backing_off = False
         """Set while opening is put off after a failure."""
         self.denied = False
-        """Set when the budget gave less than was wanted; lifted when something is granted again."""
+        """Set when the budget gave less than was wanted for `min_size`; lifted by `replenish`."""
         self.last_error: BaseException | None = None
         self._told = Demand(0, 0, 0, 0)
         """What the budget knows of our demand, less what it has granted since."""

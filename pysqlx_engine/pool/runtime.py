@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import random
 import threading
@@ -32,7 +33,7 @@ from .background import EXIT_TIMEOUT, at_exit, background
 from .budget import Budget, Demand, Lease, PoolRequest, budget_for
 from .config import PoolConfig
 from .core import ConnInfo, Effects, PoolCore, State, Waiter
-from .stats import PoolStats
+from .stats import Counters, PoolStats
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -61,22 +62,19 @@ class PoolRuntime:
         """Of those that wait for a change of the state in `start` and `stop`; they live in the background loop."""
         self._monitor: asyncio.Task[None] | None = None
         self.owner_loop: asyncio.AbstractEventLoop | None = None
-        """The loop that started an asyncio pool. When it is closed, nobody can bring a connection back any more."""
+        """The loop in which an asyncio pool was used last. When it is closed, nobody brings a connection back."""
+        self._starting = False
         self._names = 0
         self._failures = 0
-        self.requests = 0
-        self._requests_waited = 0
-        self._timeouts = 0
-        self._opened = 0
-        self._open_errors = 0
-        self._closed = 0
+        """Attempts to connect that failed since the last that succeeded."""
+        self._counters = Counters()
 
     # -- check-out and check-in: the calling task's or thread's side ---------------------------------------------
 
     def try_check_out(self) -> ConnInfo | None:
         """An idle connection at once, or None. Raises PoolClosedError."""
         with self._lock:
-            self.requests += 1
+            self._counters.requests += 1
             return self.core.check_out()
 
     async def wait_in_task(self, timeout: float) -> ConnInfo:
@@ -94,11 +92,12 @@ class PoolRuntime:
         try:
             self._queue(waiter)
             await future
+        except GeneratorExit:
+            # The garbage collector closes a task that nobody ran to its end, perhaps from inside one of our locks.
+            background().call_soon(self._leave, waiter)
+            raise
         except BaseException:
-            # Cancelled, perhaps in the very moment of the hand-over: then the connection goes to the next.
-            conn = self._give_up(waiter)
-            if conn is not None:
-                self.check_in(conn)
+            self._leave(waiter)
             raise
         finally:
             timer.cancel()
@@ -112,16 +111,14 @@ class PoolRuntime:
             self._queue(waiter)
             gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
         except BaseException:
-            conn = self._give_up(waiter)
-            if conn is not None:
-                self.check_in(conn)
+            self._leave(waiter)
             raise
         return self._settle(waiter, timeout)
 
     def check_in(self, conn: ConnInfo) -> None:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
-        if engine._calls or engine._dirty or engine._failed:
+        if engine._calls or engine._dirty or engine._failed or engine._raw is None:
             background().spawn(self._clean(conn))
             return
         with self._lock:
@@ -129,9 +126,22 @@ class PoolRuntime:
         if effects is not None:
             self._perform(effects)
 
+    def check_in_after(self, conn: ConnInfo, error: type[BaseException] | None) -> None:
+        """`check_in` at the end of a `with` block that `error` ended."""
+        if error is GeneratorExit:  # the garbage collector's work, see `wait_in_task`
+            background().call_soon(self.check_in, conn)
+        else:
+            self.check_in(conn)
+
+    def _leave(self, waiter: Waiter) -> None:
+        """`waiter` was cancelled, perhaps in the very moment of the hand-over: then its connection goes to the next."""
+        conn = self._give_up(waiter)
+        if conn is not None:
+            self.check_in(conn)
+
     def _queue(self, waiter: Waiter) -> None:
         with self._lock:
-            self._requests_waited += 1
+            self._counters.requests_waited += 1
             effects = self.core.wait(waiter)
         self._perform(effects)
 
@@ -149,8 +159,9 @@ class PoolRuntime:
         if conn is not None:
             return conn
         if waiter.error is not None:
-            raise waiter.error
-        self._timeouts += 1
+            # One error may be told to many: each gets a copy, or they would collect each other's tracebacks.
+            raise copy.copy(waiter.error).with_traceback(None)
+        self._counters.timeouts += 1
         raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}")
 
     # -- performing what the core decided -------------------------------------------------------------------------
@@ -161,7 +172,7 @@ class PoolRuntime:
                 waiter.wake()
             except RuntimeError:  # its event loop is closed: nobody is there to take the connection
                 if waiter.conn is not None:
-                    self.check_in(waiter.conn)
+                    background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
         for lease in effects.open:
             background().spawn(self._open(lease))
         for conn in effects.close:
@@ -189,7 +200,7 @@ class PoolRuntime:
                 session = await open_session(engine, self._uri)
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease must not stay here
             await engine.close()
-            self._open_errors += 1
+            self._counters.open_errors += 1
             if not isinstance(error, ConnectError):
                 # There may be a session that we do not know: it could not tell us who it is.
                 await asyncio.sleep(UNCONFIRMED_CLOSE)
@@ -205,7 +216,7 @@ class PoolRuntime:
             self._perform(effects)
             return
         self._failures = 0
-        self._opened += 1
+        self._counters.opened += 1
         self._names += 1
         conn = ConnInfo(f"conn-{self._names}", lease, engine, face, session, time.monotonic())
         if self._budget is not None:
@@ -228,7 +239,7 @@ class PoolRuntime:
         await conn.engine.close()
         logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, time.monotonic() - conn.opened_at)
         await conn.session.closed_by_server(busy=busy)
-        self._closed += 1
+        self._counters.closed += 1
         with self._lock:
             effects = self.core.closed(conn)
         self._perform(effects)
@@ -239,7 +250,7 @@ class PoolRuntime:
         engine: PySQLXEngine = conn.engine
         if engine._provider == "sqlite":
             await _driver_is_done(engine)
-        reusable = not engine._calls and not engine._failed
+        reusable = not engine._calls and not engine._failed and engine._raw is not None
         if reusable and engine._dirty:
             try:
                 async with asyncio.timeout(OPEN_TIMEOUT):
@@ -289,15 +300,36 @@ class PoolRuntime:
     async def start(self) -> None:
         """Attach to the budget, open towards `min_size`, start the monitor. Runs in the background loop."""
         config = self.config
-        if self.core.state is not State.NEW:
-            if self.core.state is not State.CLOSED:
+        with self._lock:
+            if self._starting or self.core.state not in {State.NEW, State.CLOSED}:
                 logger.error("Pool: Attempted to start an already opened pool.")
                 raise PoolAlreadyStartedError(f"the pool {config.name} is already started")
-            with self._lock:
-                self.core = PoolCore(config.min_size, config.max_size)
-        if registry.draining():
-            raise PoolClosedError("this process is shutting down: no pool can be started any more")
-        logger.info("Pool: Starting the connection pool.")
+            self._starting = True
+        try:
+            if registry.draining():
+                raise PoolClosedError("this process is shutting down: no pool can be started any more")
+            logger.info("Pool: Starting the connection pool.")
+            await self._begin()
+        finally:
+            self._starting = False
+        logger.info("Pool: Initialized with %d connections.", self.core.size)
+        self._monitor = asyncio.get_running_loop().create_task(self._run_monitor())
+        logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
+        logger.info("Pool: Workers started.")
+        registry.started_well()
+        await asyncio.sleep(0)  # the monitor says that it runs before start() returns
+
+    async def _begin(self) -> None:
+        config = self.config
+        # A pool that is started again begins afresh, but not before the server has let go of what it had.
+        if not await self._until(lambda: not self.core.held, config.conn_timeout):
+            raise PoolTimeoutError(
+                f"the pool {config.name} cannot be started again: {self.core.held} of its former connections are not "
+                f"closed by the server after {config.conn_timeout:.1f} s"
+            )
+        self.core = PoolCore(config.min_size, config.max_size)
+        self._counters = Counters()
+        self._failures = 0
         request = PoolRequest(
             config.name, config.uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
         )
@@ -305,7 +337,11 @@ class PoolRuntime:
         self._uri = self._labelled(budget)
         try:
             await budget.attach(self)
-            self._budget = budget
+        except BaseException:
+            budget.detach()
+            raise
+        self._budget = budget
+        try:
             with self._lock:
                 self.core.budget_size = budget.size
                 self.core.min_size = min(config.min_size, budget.size)
@@ -318,11 +354,6 @@ class PoolRuntime:
         except BaseException:
             await self._finish()
             raise
-        logger.info("Pool: Initialized with %d connections.", self.core.size)
-        self._monitor = asyncio.get_running_loop().create_task(self._run_monitor())
-        logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
-        logger.info("Pool: Workers started.")
-        await asyncio.sleep(0)  # the monitor says that it runs before start() returns
 
     async def _warm_up(self) -> None:
         """Wait for `min_size`, or for as much of it as the budget has now. The first connection also shows that the
@@ -379,8 +410,7 @@ class PoolRuntime:
         self._perform(effects)
         if self._monitor is not None:
             self._monitor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._monitor
+            await asyncio.wait([self._monitor])
             self._monitor = None
         if not await self._until(lambda: not self.core.held, CLOSE_TIMEOUT):
             logger.warning(
@@ -398,7 +428,8 @@ class PoolRuntime:
     def abandon(self) -> None:
         """Nobody will bring anything back any more (the pool was collected, its event loop is closed): close all."""
         if self.core.state in {State.OPEN, State.DRAINING}:
-            background().spawn(self._abandon())
+            # Not `spawn`: this may be the garbage collector's doing, anywhere.
+            background().call_soon(lambda: background().spawn(self._abandon()))
 
     async def _abandon(self) -> None:
         if self.core.state is State.CLOSED:  # closing already: see it through
@@ -433,7 +464,7 @@ class PoolRuntime:
             for conn in self.core.in_use:
                 conn.retire = conn.retire or conn.opened_at < too_old
         for conn in idle:
-            if conn.opened_at < too_old or not conn.engine.is_healthy():
+            if conn.opened_at < too_old or not conn.engine.connected or not conn.engine.is_healthy():
                 with self._lock:
                     effects = self.core.discard_idle(conn)
                 if effects is not None:
@@ -462,10 +493,12 @@ class PoolRuntime:
             f"{budget} ({core.held} here: {len(core.in_use)} in use, {len(core.idle)} idle), "
             f"{len(core.waiters)} waiting here"
         )
-        return f"{text}; last error: {core.last_error}" if core.last_error is not None else text
+        return (
+            f"{text}; last error: {core.last_error or repr(core.last_error)}" if core.last_error is not None else text
+        )
 
     def stats(self) -> PoolStats:
-        config, core = self.config, self.core
+        config, core, counters = self.config, self.core, self._counters
         with self._lock:
             return PoolStats(
                 name=config.name,
@@ -480,12 +513,12 @@ class PoolRuntime:
                 opening=len(core.opening),
                 closing=len(core.closing),
                 held=core.held,
-                requests=self.requests,
-                requests_waited=self._requests_waited,
-                timeouts=self._timeouts,
-                opened=self._opened,
-                open_errors=self._open_errors,
-                closed=self._closed,
+                requests=counters.requests,
+                requests_waited=counters.requests_waited,
+                timeouts=counters.timeouts,
+                opened=counters.opened,
+                open_errors=counters.open_errors,
+                closed=counters.closed,
             )
 
     def _labelled(self, budget: Budget) -> DatabaseURI:
@@ -500,13 +533,23 @@ class PoolRuntime:
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-    """From a task of another loop: run `coroutine` in the background loop and await the result here."""
+    """From a task of another loop: run `coroutine` in the background loop and await the result here. Who is cancelled
+    meanwhile cancels it."""
     return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, background().loop))
 
 
 def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
-    """From a plain thread: run `coroutine` in the background loop and wait for the result."""
-    return asyncio.run_coroutine_threadsafe(coroutine, background().loop).result()
+    """From a plain thread: run `coroutine` in the background loop and wait for the result. Who is interrupted meanwhile
+    cancels it."""
+    if background().is_current_thread:
+        coroutine.close()
+        raise RuntimeError("a pool cannot be started or stopped from its own thread (a finalizer, a log handler)")
+    future = asyncio.run_coroutine_threadsafe(coroutine, background().loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
 
 
 async def _driver_is_done(engine: PySQLXEngine) -> None:
@@ -533,7 +576,7 @@ def _close_all_at_exit() -> None:
     ends = [asyncio.run_coroutine_threadsafe(runtime._abandon(), loop) for runtime in list(registry.running) if loop]
     deadline = time.monotonic() + EXIT_TIMEOUT
     for end in ends:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Exception):
             end.result(max(0.0, deadline - time.monotonic()))
     # What takes longer than that is cut off on our side, and then waited for: a thread of the driver that comes back
     # while the interpreter ends would abort the process.
@@ -542,7 +585,7 @@ def _close_all_at_exit() -> None:
         conn.session.cut()
     for conn in cut:
         end = asyncio.run_coroutine_threadsafe(conn.engine._finish_calls(), background().loop)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Exception):
             end.result(0.5)
 
 

@@ -5,6 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+@dataclass(slots=True)
+class Counters:
+    """What is counted from one `start()` on."""
+
+    requests: int = 0
+    requests_waited: int = 0
+    timeouts: int = 0
+    opened: int = 0
+    open_errors: int = 0
+    closed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """One look at a pool: what is now, and counters since `start()`."""

@@ -46,7 +46,7 @@ class PySQLXEnginePoolSync:
 
     def connection(self) -> Checkout:
         """`with pool.connection() as conn:`, see `PySQLXEnginePool.connection`."""
-        return Checkout(self._runtime)
+        return Checkout(self)
 
     @property
     def closed(self) -> bool:
@@ -74,15 +74,18 @@ class PySQLXEnginePoolSync:
 class Checkout:
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_runtime")
+    __slots__ = ("_conn", "_entered", "_pool")
 
-    _conn: ConnInfo
-
-    def __init__(self, runtime: PoolRuntime) -> None:
-        self._runtime = runtime
+    def __init__(self, pool: PySQLXEnginePoolSync) -> None:
+        self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
+        self._conn: ConnInfo | None = None
+        self._entered = False
 
     def __enter__(self) -> PySQLXEngineSync:
-        runtime = self._runtime
+        if self._entered:
+            raise RuntimeError("this check-out is in use: call connection() for each")
+        self._entered = True
+        runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
         conn = runtime.try_check_out()
         if conn is None:
@@ -96,6 +99,9 @@ class Checkout:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._runtime.check_in(self._conn)
+        conn, self._conn = self._conn, None
+        if conn is None:
+            return
+        self._pool._runtime.check_in_after(conn, exc_type)
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("Pool: Connection returned to pool: %s", self._conn)
+            logger.debug("Pool: Connection returned to pool: %s", conn)

@@ -14,6 +14,7 @@ import msgspec
 
 from .ledger import PoolKey, Record
 from .messages import HeldLease
+from .process import start_time
 
 COMPACT_AFTER = 20_000
 """Lines after which the journal is written anew with what still counts."""
@@ -40,6 +41,11 @@ class Recovered(msgspec.Struct):
 
     members: dict[str, Member] = {}
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
+
+
+def anybody_lives(path: Path) -> bool:
+    """Whether a process that the journal at `path` names as a member still lives."""
+    return any(start_time(member.pid) == member.started for member in _read(path).members.values())
 
 
 class Journal:

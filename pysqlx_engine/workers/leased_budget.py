@@ -99,14 +99,10 @@ class LeasedBudget:
             async with asyncio.timeout(self._request.timeout):
                 await answer
         except TimeoutError:
-            self._link.remove(self)
             raise PoolTimeoutError(
                 f"no answer from the coordinator within {self._request.timeout:.1f} s ({self._link.describe()})",
                 at_start=True,
             ) from None
-        except PoolRefusedError:
-            self._link.remove(self)
-            raise
 
     def demand_changed(self) -> None:
         self._link.demand_changed(self)
