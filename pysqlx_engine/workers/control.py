@@ -10,9 +10,13 @@ import json
 import os
 import selectors
 import socket
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 MAX_LINE = 64 * 1024
 """Bytes of one question. Answers may be longer."""
@@ -20,6 +24,9 @@ MAX_LINE = 64 * 1024
 Json = dict[str, Any]
 Reply = Callable[[Json], None]
 Handler = Callable[[Json, Reply], None]
+
+_QUESTION = msgspec.json.Decoder(dict[str, str | int | float | bool | None])
+"""Flat: anybody of this user may ask, and nesting without end would take our stack."""
 
 
 class ControlServer:
@@ -41,7 +48,7 @@ class ControlServer:
             self._listener.bind(str(path))
         finally:
             os.umask(mask)
-        self._listener.listen(16)
+        self._listener.listen(socket.SOMAXCONN)
         self._selector.register(self._listener, selectors.EVENT_READ)
 
     def fileno(self) -> int:
@@ -95,11 +102,9 @@ class _Conversation:
 
     def _answer(self, line: bytes) -> None:
         try:
-            question = json.loads(line)
-            if not isinstance(question, dict):
-                raise TypeError
-        except (ValueError, TypeError):
-            self._reply({"error": "a question is one line with a JSON object"})
+            question = _QUESTION.decode(line)
+        except ValueError:  # no JSON, too deep, too large, not UTF-8
+            self._reply({"error": "a question is one line with a flat JSON object"})
             return
         self._handler(question, self._reply)
 
@@ -129,8 +134,15 @@ class _Conversation:
 def ask(path: Path, question: Json, timeout: float = 5.0) -> Json:
     """Ask whoever listens at `path`. Raises OSError when nobody does, or nobody answers within `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout)
-        client.connect(str(path))
+        deadline = time.monotonic() + timeout
+        # Python's own timeout would make connect() fail at once while the other side's backlog is full.
+        seconds, fraction = divmod(timeout, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6)))
+        try:
+            client.connect(str(path))
+        except BlockingIOError:
+            raise TimeoutError(f"not connected within {timeout} s: too many others ask") from None
+        client.settimeout(max(0.001, deadline - time.monotonic()))
         client.sendall(json.dumps(question).encode() + b"\n")
         with client.makefile("rb") as answer:
             line = answer.readline()
