@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import multiprocess
 from multiprocess import resource_tracker
 from setproctitle import setproctitle
@@ -31,12 +32,13 @@ from setproctitle import setproctitle
 from .output import Pump, line_prefix
 from .process import CHILD_SIGNALS, coordinator_main, describe_exit, kill_group
 from .rundir import RunDirectory
-from .worker import BOOT_FAILURE, MESSAGE_LIMIT, Target, WorkerSpec
+from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, Target, WorkerSpec
 from .worker import main as worker_main
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
+    from ..pool import PoolStats
     from .control import Json, Reply
     from .coordinator import CoordinatorConfig
 
@@ -50,6 +52,8 @@ Restart = Literal["never", "on-failure", "always"]
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
+
+_MESSAGE = msgspec.json.Decoder(Message)
 
 
 class Verdict(enum.Enum):
@@ -175,6 +179,7 @@ class Supervisor:
             self._coordinator = _Slot("coordinator", RestartPolicy("always"), -1)
         self._children: dict[int, _Child] = {}  # by pid
         self._workers_started = False
+        self._any_had_a_pool = False
         self._stopping = False  # nothing is started any more
         self._told_to_stop = False
         self._interrupts = 0
@@ -343,47 +348,60 @@ class Supervisor:
         child.ready = None
 
     def _on_message(self, child: _Child) -> None:
-        message = self._receive(child)
-        if message is not None:
-            self._obey(message)
+        data = self._receive(child)
+        if data:
+            self._hear(child, data)
 
-    def _receive(self, child: _Child) -> Json | None:
-        """The next message of a worker, `None` when there is none now."""
+    def _receive(self, child: _Child) -> bytes:
+        """The next message of a worker, empty when there is none now."""
         if child.control is None:
-            return None
+            return b""
         try:
             data = child.control.recv(MESSAGE_LIMIT)
         except BlockingIOError:
-            return None
+            return b""
         except OSError:
             data = b""
         if not data:
             self._close_control(child)
-            return None
-        message: Json = json.loads(data)
-        return message
+        return data
 
-    def _obey(self, message: Json) -> None:
-        if message["op"] == "boot_failure":
-            self._on_boot_failure(message["error"])
-        elif message["op"] == "stats":
-            self._answer(message["pools"])
+    def _hear(self, child: _Child, data: bytes) -> None:
+        try:
+            message: Message = _MESSAGE.decode(data)
+        except (ValueError, RecursionError):  # the user's code runs in that process: nothing it sends may end us
+            self._say(f"{child.slot.name} sent something that is no message ({len(data)} bytes): ignored")
+            return
+        match message:
+            case PoolStarted():
+                self._any_had_a_pool = True
+            case Statistics():
+                self._answer(message.pools)
+            case BootFailure():
+                self._on_boot_failure(child.slot, message)
 
-    def _on_boot_failure(self, error: str) -> None:
+    def _on_boot_failure(self, slot: _Slot, failure: BootFailure) -> None:
+        # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
+        if failure.curable and (slot.restarts > 0 or self._any_had_a_pool):
+            self._say(f"{slot.name}: {failure.error}")
+        else:
+            self._cannot_boot(failure.error)
+
+    def _cannot_boot(self, error: str) -> None:
         if self._status != BOOT_FAILURE:  # once, not once per worker
             self._status = BOOT_FAILURE
             self._say(error)
             self._stop()
 
     def _on_death(self, child: _Child) -> None:
-        while (message := self._receive(child)) is not None:
-            self._obey(message)  # its last words come first: they may be why it died
+        while data := self._receive(child):
+            self._hear(child, data)  # its last words come first: they may be why it died
         status = self._bury(child)
         slot = child.slot
         if self._stopping:
             slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
         elif slot.number is None and not self._workers_started and status > 0:
-            self._on_boot_failure(f"the coordinator could not start: it {describe_exit(status)}")
+            self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
         else:
             self._decide(slot, status, time.monotonic() - child.started)
         self._wind_down()
@@ -524,7 +542,7 @@ class Supervisor:
         if not self._children:
             self._answer([])
 
-    def _answer(self, pools: list[Json]) -> None:
+    def _answer(self, pools: list[PoolStats]) -> None:
         """Answer every open question. No `pools`: the worker is dead, or something holds its interpreter up."""
         self._answer_by = None
         status = self.status(pools)
@@ -532,20 +550,20 @@ class Supervisor:
             reply(status)
         self._questions.clear()
 
-    def status(self, pools: list[Json]) -> Json:
+    def status(self, pools: list[PoolStats]) -> Json:
         """The run as `pysqlx-ctl status` shows it, from the statistics of the only worker's pools.
 
         Each pool has a budget of its own: there is no coordinator that could share one.
         """
-        rows = [
+        rows: list[Json] = [
             {
-                "name": pool["name"],
-                "database": pool["database"],
-                "size": pool["max_size"],
-                "leases": pool["held"],
-                "in_use": pool["in_use"],
-                "idle": pool["idle"],
-                "waiting": pool["waiting"],
+                "name": pool.name,
+                "database": pool.database,
+                "size": pool.max_size,
+                "leases": pool.held,
+                "in_use": pool.in_use,
+                "idle": pool.idle,
+                "waiting": pool.waiting,
             }
             for pool in pools
         ]

@@ -3,9 +3,9 @@
 The supervisor speaks over a socket, one JSON object per message:
 
 - `{"op": "drain"}`: the pools hand out no more connections. A TERM follows, which ends the script;
-- `{"op": "stats"}`: answered by `{"op": "stats", "pools": [...]}`.
+- `{"op": "stats"}`: answered by `Statistics`.
 
-The worker says `{"op": "boot_failure", "error": "one line"}` before it ends for a reason that a restart cannot cure.
+What the worker says is a `Message`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,54 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from multiprocessing.connection import Connection
 from typing import Literal, NoReturn
 
+import msgspec
+
 from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, PySQLXError, SettingsError
+from ..pool import PoolStats, registry
 from .process import CHILD_SIGNALS, become_child
 
-__all__ = ["BOOT_FAILURE", "MESSAGE_LIMIT", "Target", "WorkerSpec", "main"]
+__all__ = [
+    "BOOT_FAILURE",
+    "MESSAGE_LIMIT",
+    "BootFailure",
+    "Message",
+    "PoolStarted",
+    "Statistics",
+    "Target",
+    "WorkerSpec",
+    "main",
+]
 
 BOOT_FAILURE = 3
 """The exit status of a worker, and of a run, for what a restart cannot cure."""
 
 MESSAGE_LIMIT = 1 << 17
 """Bytes of one message between supervisor and worker: what a Unix socket takes in one piece."""
+
+_TEXT_LIMIT = 1000
+"""Characters of an error in a message: with its end of line it fits into a pipe in one piece, in any language."""
+
+
+class BootFailure(msgspec.Struct, tag="boot_failure", frozen=True):
+    """The worker ends, and it never had a pool."""
+
+    error: str
+    """One line."""
+    curable: bool
+    """True when only time was too short: the server or the coordinator could not be reached."""
+
+
+class PoolStarted(msgspec.Struct, tag="pool_started", frozen=True):
+    """The worker's first pool has started. Said once."""
+
+
+class Statistics(msgspec.Struct, tag="statistics", frozen=True):
+    """One look at each running pool."""
+
+    pools: list[PoolStats]
+
+
+Message = BootFailure | PoolStarted | Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +131,11 @@ class _Worker:
         self._control = control
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._interruptible = False
+        self._had_a_pool = False
 
     def obey(self) -> None:
         """Take orders from now on."""
+        registry.on_first_start.append(self._pool_started)
         threading.Thread(target=self._listen, name="pysqlx-worker-control", daemon=True).start()
         # Started in the background of a shell, we inherit an ignored INT; asyncio.run handles INT, and so a drain, only
         # when it finds Python's own handler.
@@ -122,8 +162,9 @@ class _Worker:
             # A TERM between `main()` and `asyncio.run` is nothing that the script's author could do anything about.
             warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
             return 0
-        if all(_is_boot_failure(cause) for cause in causes):
-            self._say({"op": "boot_failure", "error": f"{target.name}: {_one_line(causes[0])}"})
+        if not self._had_a_pool and all(_is_boot_failure(cause) for cause in causes):
+            curable = any(isinstance(cause, PoolTimeoutError) for cause in causes)
+            self._say(BootFailure(_shortened(f"{target.name}: {_one_line(causes[0])}"), curable))
             return BOOT_FAILURE
         sys.excepthook(type(error), _without_our_frames(error), error.__traceback__)
         return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
@@ -145,7 +186,11 @@ class _Worker:
                 if operation == "drain":
                     self._drain()
                 elif operation == "stats":
-                    self._say({"op": "stats", "pools": _pool_statistics()})
+                    self._say(Statistics([runtime.stats() for runtime in list(registry.running)]))
+
+    def _pool_started(self) -> None:
+        self._had_a_pool = True
+        self._say(PoolStarted())
 
     def _terminate(self, number: int, frame: types.FrameType | None) -> None:
         """TERM: end the script as INT would.
@@ -166,13 +211,11 @@ class _Worker:
 
     def _drain(self) -> None:
         self.draining = True
-        registry = sys.modules.get("pysqlx_engine.pool.registry")
-        if registry is not None:
-            registry.drain()
+        registry.drain()
 
-    def _say(self, message: dict[str, object]) -> None:
+    def _say(self, message: Message) -> None:
         with contextlib.suppress(OSError):
-            self._control.send(json.dumps(message, default=str).encode()[:MESSAGE_LIMIT])
+            self._control.send(msgspec.json.encode(message))
 
 
 class _Fork(threading.local):
@@ -205,6 +248,7 @@ _ENDS_OF_A_DRAIN = (KeyboardInterrupt, SystemExit, asyncio.CancelledError, PoolC
 
 
 def _is_boot_failure(error: BaseException) -> bool:
+    """Whether a worker that never had a pool cannot boot because of `error`."""
     if isinstance(error, ConnectError):
         return error.permanent
     if isinstance(error, PoolTimeoutError):
@@ -235,16 +279,17 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}"
 
 
+def _shortened(text: str) -> str:
+    """A text that any encoder takes, cut where it would be too long."""
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 3] + "..."
+
+
 def _without_our_frames(error: BaseException) -> BaseException:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals is globals():
         trace = trace.tb_next
     return error.with_traceback(trace)
-
-
-def _pool_statistics() -> list[dict[str, object]]:
-    registry = sys.modules.get("pysqlx_engine.pool.registry")
-    return [] if registry is None else registry.snapshot()
 
 
 def _use_uvloop() -> None:

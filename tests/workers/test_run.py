@@ -227,3 +227,22 @@ def test_the_supervisor_is_found_by_title_without_the_password_of_its_command_li
         shown = [Path(f"/proc/{pid}/{file}").read_bytes() for pid in run.pids() for file in ("cmdline", "environ")]
         assert not any(b"hunter2" in text for text in shown)
         run.process.terminate()
+
+
+def test_nothing_that_a_worker_sends_ends_the_supervisor(tmp_path: Path):
+    (tmp_path / "script.py").write_text(
+        "import os, socket\n"
+        "for name in os.listdir('/proc/self/fd'):\n"
+        "    if os.path.exists(f'/proc/self/fd/{name}') and 'socket' in os.readlink(f'/proc/self/fd/{name}'):\n"
+        "        other = socket.socket(fileno=os.dup(int(name)))\n"
+        "        if other.type == socket.SOCK_SEQPACKET:\n"
+        "            for text in (b'{', b'[' * 60_000, b'{\"type\":\"pool_started\",\"a\":' + b'[' * 60_000):\n"
+        "                other.send(text)\n"
+        "print('sent')\n"
+    )
+    status, out, err = finished(tmp_path, "script.py")
+    assert (status, out) == (0, ["[worker 0] sent"])
+    assert err == [
+        f"pysqlx-run: worker 0 sent something that is no message ({size} bytes): ignored"
+        for size in (1, 60_000, 60_027)
+    ]

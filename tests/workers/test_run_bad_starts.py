@@ -15,6 +15,7 @@ SCRIPTS = {
     "nul.py": "a = '\0'",
     "imports.py": "import time\n\nimport no_such_module",
     "breaks_late.py": "import broken",
+    "says_much.py": "raise ImportError('\\udcff\\u20ac' * 100_000)",
     "refused.py": "from pysqlx_engine.errors import PoolRefusedError\n"
     "raise PoolRefusedError('max_size 30 here,\\n20 there')",
     "group.py": "from pysqlx_engine.errors import PoolRefusedError\n"
@@ -108,6 +109,14 @@ def test_what_no_restart_can_cure_is_3_and_told_once_for_all_workers(scripts: Pa
     assert len(err) == 1, err
     assert err[0].startswith(f"pysqlx-run: {line.format(here=scripts)}")
     assert all("it ran" in line for line in out)
+
+
+def test_an_error_without_end_is_cut(scripts: Path):
+    status, out, [line] = finished(scripts, "says_much.py")
+    assert (status, out) == (3, [])
+    assert line.startswith("pysqlx-run: says_much.py: ImportError: ?€?€")
+    assert line.endswith("?€...")
+    assert len(line) == len("pysqlx-run: ") + 1000
 
 
 def test_a_name_that_is_in_use_is_refused_and_the_other_run_goes_on(scripts: Path):

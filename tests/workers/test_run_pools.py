@@ -14,6 +14,7 @@ import pytest
 
 from pysqlx_engine.workers.control import ask
 
+from ..servers import PostgresServer
 from .runs import finished, started, wait_gone
 
 HOLDS = """
@@ -68,6 +69,30 @@ def work():
     except PoolClosedError:
         print("thread refused", flush=True)
 threading.Thread(target=work).start()
+"""
+STARTS_WHEN_TOLD = """
+import os, pathlib, sys, time
+from pysqlx_engine import PySQLXEnginePoolSync
+def wait_for(name):
+    while not pathlib.Path(name).exists():
+        time.sleep(0.01)
+is_late, is_first_life = os.environ["PYSQLX_WORKER_ID"] == "1", os.environ["PYSQLX_WORKER_RESTARTS"] == "0"
+if is_late:
+    wait_for("away")
+with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=1, max_size=4, conn_timeout=0.5):
+    print("up", flush=True)
+    if is_first_life and not is_late:
+        wait_for("away")
+        sys.exit(1)
+"""
+FAILS_ONCE_WITH_A_POOL = """
+import os
+from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.errors import PoolRefusedError
+with PySQLXEnginePoolSync(uri="sqlite:./dev.db", min_size=1):
+    if os.environ["PYSQLX_WORKER_RESTARTS"] == "0":
+        {failure}
+    print("up again")
 """
 
 
@@ -138,7 +163,7 @@ def test_the_coordinator_comes_before_the_workers_and_ends_after_them(tmp_path: 
         os.kill(workers[0], signal.SIGCONT)
         assert run.wait() == 0
         wait_gone([coordinator])
-    assert list((tmp_path / "pysqlx").iterdir()) == []
+    assert not (tmp_path / "pysqlx" / "shop").exists()
 
 
 def test_a_coordinator_that_is_killed_comes_back_and_no_worker_notices(tmp_path: Path):
@@ -193,3 +218,28 @@ def test_a_database_that_is_refused_is_one_line_without_the_password(tmp_path: P
     assert (result, out, len(err)) == (3, [], 1)
     assert err[0].startswith("pysqlx-run: script.py: ConnectError: unknown database provider")
     assert "hunter2" not in err[0]
+
+
+def test_an_outage_of_the_server_after_a_worker_had_a_pool_ends_no_run(tmp_path: Path):
+    """Neither a worker that comes back nor one that comes late finds the server: both are started again."""
+    arguments = ("-w", "2", script(tmp_path, STARTS_WHEN_TOLD))
+    with PostgresServer() as server, started(tmp_path, *arguments, server.uri()) as run:
+        run.line_with("[worker 0] up")
+        server.stop()
+        (tmp_path / "away").touch()
+        failed: set[str] = set()
+        while len(failed) < 2:
+            failed.add(run.line_with("PoolTimeoutError").split(": ")[1])
+        assert failed == {"worker 0", "worker 1"}
+        server.start()
+        assert {"[worker 0] up", "[worker 1] up"} <= set(run.rest())
+        assert run.wait() == 0
+
+
+@pytest.mark.parametrize("failure", ["import no_such_module", "raise PoolRefusedError('30 here, 20 there')"])
+def test_what_fails_after_the_worker_had_a_pool_is_no_boot_failure(tmp_path: Path, failure: str):
+    name = script(tmp_path, FAILS_ONCE_WITH_A_POOL.format(failure=failure))
+    result, out, err = finished(tmp_path, name)
+    assert (result, out) == (0, ["[worker 0] up again"])
+    assert err[0] == "[worker 0] Traceback (most recent call last):"
+    assert err[-1].startswith("pysqlx-run: worker 0 ended with status 1; starting it again in ")
