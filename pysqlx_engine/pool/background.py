@@ -80,13 +80,13 @@ def background() -> Background:
         return _background
 
 
-def at_exit(callback: Callable[[], None]) -> None:
-    """Call `callback` at interpreter exit, before the background thread ends. The last one first."""
-    _at_exit.append(callback)
+def at_exit(callback: Callable[[], None], *, after_pools: bool = False) -> None:
+    """Call `callback` at interpreter exit, before the background thread ends; `after_pools`: after the pools closed."""
+    _at_exit.insert(len(_at_exit) if after_pools else 0, callback)
 
 
 def _shut_down() -> None:
-    for callback in reversed(_at_exit):
+    for callback in _at_exit:
         with contextlib.suppress(Exception):  # the thread has to end all the same
             callback()
     if _background is not None:

@@ -18,12 +18,18 @@ from ..engine.uri import DatabaseURI
 
 Lease = int
 
+RECENT = 0.05
+"""Seconds. An idle connection that was in use so recently will be in use again in a moment: to take it away would cost
+a close and a connect, and a moment later the same again the other way round."""
+
 
 class Demand(NamedTuple):
     """What one pool uses and what it lacks, at one moment."""
 
     in_use: int
     idle: int
+    recent: int
+    """Connections used within the last `RECENT` seconds: those in use, and idle ones that were in use just now."""
     waiting: int
     want: int
     """Leases that the pool would use at once, beyond those it holds."""
@@ -76,8 +82,10 @@ class Budget(Protocol):
     async def attach(self, client: BudgetClient) -> None:
         """Make the client known. Raises PoolRefusedError or PoolTimeoutError."""
 
-    def demand_changed(self) -> None:
-        """The client's demand is another one now. Leads to `granted` when something is wanted and can be had."""
+    def demand_changed(self, *, urgent: bool) -> None:
+        """The client's demand is another one now. Leads to `granted` when something is wanted and can be had.
+
+        `urgent`: more is wanted, or was asked about. That less is needed now can wait some milliseconds."""
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
         """A connection was opened under `lease`."""
@@ -113,7 +121,7 @@ class LocalBudget:
     async def attach(self, client: BudgetClient) -> None:
         self._client = client
 
-    def demand_changed(self) -> None:
+    def demand_changed(self, *, urgent: bool) -> None:
         client = self._client
         if client is None:
             return
@@ -134,7 +142,7 @@ class LocalBudget:
             self._free.extend(leases)
             owes = self._owes
         if owes:  # somebody began to wait between the decision to give these back and now
-            self.demand_changed()
+            self.demand_changed(urgent=True)
 
     def detach(self) -> None:
         self._client = None

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..engine.session import ServerSession
 from ..errors import PoolClosedError
-from .budget import Demand, Lease
+from .budget import RECENT, Demand, Lease
 
 MAX_OPENING = 2
 """Connections being opened at a time. More would answer a short spike with connections that nobody needs after it:
@@ -28,7 +28,7 @@ a connection that comes back serves a waiter sooner than a new one, which takes 
 class ConnInfo:
     """One connection of the pool."""
 
-    __slots__ = ("engine", "face", "lease", "name", "opened_at", "retire", "session")
+    __slots__ = ("engine", "face", "last_used", "lease", "name", "opened_at", "retire", "session")
 
     def __init__(
         self, name: str, lease: Lease, engine: Any, face: Any, session: ServerSession, opened_at: float
@@ -40,6 +40,7 @@ class ConnInfo:
         """What the user gets: the engine itself, or its thread face."""
         self.session = session
         self.opened_at = opened_at
+        self.last_used = opened_at
         self.retire = False
         """Set when the connection is too old: it is closed when it comes back."""
 
@@ -76,6 +77,8 @@ class Effects:
     give_back: list[Lease] = field(default_factory=list)
     tell: bool = False
     """Set when the budget has to hear of a new demand."""
+    urgent: bool = False
+    """Set with `tell`, when it has to hear of it at once."""
 
 
 class PoolCore:
@@ -97,7 +100,7 @@ class PoolCore:
         self.denied = False
         """Set when the budget gave less than was wanted for `min_size`; lifted by `replenish`."""
         self.last_error: BaseException | None = None
-        self._told = Demand(0, 0, 0, 0)
+        self._told = Demand(0, 0, 0, 0, 0)
         """What the budget knows of our demand, less what it has granted since."""
 
     # -- what is --------------------------------------------------------------------------------------------------
@@ -128,11 +131,16 @@ class PoolCore:
         want = max(0, min(missing, MAX_OPENING) - len(self.opening) - len(self.spare))
         if self.backing_off or self.state is not State.OPEN:
             want = 0
-        return Demand(len(self.in_use), len(self.idle), len(self.waiters), want)
+        return Demand(len(self.in_use), len(self.idle), len(self.in_use), len(self.waiters), want)
 
-    def tell(self) -> Demand:
-        """The demand as it is now, for the budget."""
-        self._told = self.demand()
+    def tell(self, now: float) -> Demand:
+        """The demand as it is at the moment `now`, for the budget."""
+        recent = len(self.in_use)
+        for conn in reversed(self.idle):  # those used last are on top
+            if conn.last_used <= now - RECENT:
+                break
+            recent += 1
+        self._told = self.demand()._replace(recent=recent)
         return self._told
 
     # -- check-out and check-in -----------------------------------------------------------------------------------
@@ -204,7 +212,7 @@ class PoolCore:
     def set_ceiling(self, ceiling: int | None) -> Effects:
         self.ceiling = ceiling
         effects = self._plan()
-        effects.tell = True  # whoever recalls wants to know, changed or not
+        effects.tell = effects.urgent = True  # whoever recalls wants to know, changed or not
         return effects
 
     def opened(self, conn: ConnInfo) -> Effects:
@@ -310,7 +318,9 @@ class PoolCore:
                 conn = self.idle.pop(0)
                 self.closing.add(conn)
                 effects.close.append(conn)
-        effects.tell = self._is_news(self.demand())
+        demand = self.demand()
+        effects.tell = self._is_news(demand)
+        effects.urgent = demand.want > self._told.want
         return effects
 
     def _short(self) -> bool:

@@ -121,6 +121,7 @@ class PoolRuntime:
         if engine._calls or engine._dirty or engine._failed or engine._raw is None:
             background().spawn(self._clean(conn))
             return
+        conn.last_used = time.monotonic()
         with self._lock:
             effects = self.core.check_in(conn)
         if effects is not None:
@@ -182,7 +183,7 @@ class PoolRuntime:
             if effects.give_back:
                 budget.give_back(effects.give_back)
             if effects.tell:
-                budget.demand_changed()
+                budget.demand_changed(urgent=effects.urgent)
             if self.core.state is State.CLOSED and not self.core.held:
                 self._detach()
         if self._watchers:
@@ -293,7 +294,7 @@ class PoolRuntime:
 
     def tell_demand(self) -> Demand:
         with self._lock:
-            return self.core.tell()
+            return self.core.tell(time.monotonic())
 
     # -- start and stop -------------------------------------------------------------------------------------------
 

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import zmq
 
+from ..engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Verdict, half_closed, server_session
 from .control import ControlServer, Json, Reply
 from .journal import Journal, Member
-from .ledger import Ledger, MemberId
+from .ledger import LOOK_AGAIN, Ledger, MemberId
 from .messages import MAX_MESSAGE, VERSION, Ask, Hello, Unwelcome, Welcome, decode_from_process, encode
 from .process import start_time
-from .rundir import DatabaseClaims, RunDirectory
-from .sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Verdict, half_closed, server_session
+from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -40,8 +40,9 @@ LEARNING = 2.0
 What the journal says of the silent one stays charged."""
 RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
-ORPHAN_POLL = 0.002
-"""Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone."""
+ORPHAN_POLL = (0.002, 0.05)
+"""Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone: at first,
+and growing to the second."""
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
 
@@ -93,8 +94,12 @@ class Coordinator:
         self._vanished: dict[int, float] = {}
         """When an orphaned lease's connection was first seen to be missing."""
         self._orphans_due: float | None = None
+        self._orphan_pause = ORPHAN_POLL[0]
         self._relax_due: float | None = None
+        self._look_due: float | None = None
         self._learning_due: float | None = None
+        self._expected: set[MemberId] = set()
+        """Members that the journal names, that live, and that have not said hello yet."""
         self._questions: list[_Status] = []
         self._stopping = False
         self._context = zmq.Context()
@@ -103,6 +108,10 @@ class Coordinator:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that reconnects is the same process
         self._router.setsockopt(zmq.LINGER, 0)
+        # No limit: a lease that is dropped on the way to a stopped process would be lost. What can pile up is bounded,
+        # because a process is granted nothing while it does not answer.
+        self._router.setsockopt(zmq.SNDHWM, 0)
+        self._router.setsockopt(zmq.RCVHWM, 0)
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         mask = os.umask(0o177)
         try:
@@ -123,7 +132,9 @@ class Coordinator:
         """Serve until `stop`; `wake_fd` becomes readable when a signal arrived."""
         self._poller.register(wake_fd, zmq.POLLIN)
         while not self._stopping:
-            for source, _ in self._poller.poll(self._timeout()):
+            ready = self._poller.poll(self._timeout())
+            self._ledger.now = time.monotonic()
+            for source, _ in ready:
                 if source is self._router:
                     self._receive()
                 elif source == self._control.fileno():
@@ -141,19 +152,27 @@ class Coordinator:
 
     def _timeout(self) -> int | None:
         """Milliseconds until the next timer; None: there is none."""
-        due = [at for at in (self._orphans_due, self._relax_due, self._learning_due) if at is not None]
+        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due)
+        due = [at for at in timers if at is not None]
         due += [question.deadline for question in self._questions]
         return max(0, round((min(due) - time.monotonic()) * 1000 + 0.5)) if due else None
 
     def _run_timers(self) -> None:
-        now = time.monotonic()
-        if self._learning_due is not None and (now >= self._learning_due or not self._ledger.silent_members()):
+        now = self._ledger.now = time.monotonic()
+        if self._learning_due is not None and (now >= self._learning_due or not self._expected):
             for member in self._ledger.silent_members():
                 logger.warning("process %s has not reported; what it held stays charged", member)
             self._learning_due = None
             self._ledger.start_granting()
         if self._orphans_due is not None and now >= self._orphans_due:
             self._look_after_orphans(now)
+        if not self._ledger.under_pressure:
+            self._look_due = None
+        elif self._look_due is None:
+            self._look_due = now + LOOK_AGAIN
+        elif now >= self._look_due:
+            self._look_due = now + LOOK_AGAIN
+            self._ledger.look_again()
         if not self._ledger.relaxable:
             self._relax_due = None
         elif self._relax_due is None:
@@ -185,7 +204,11 @@ class Coordinator:
         for database in self._databases - databases:
             self._claims.release(database)
         for database in databases - self._databases:
-            other = self._claims.claim(database)
+            try:
+                other = self._claims.claim(database)
+            except (OSError, RunDirectoryError) as error:
+                logger.warning("cannot look for other runs that use %s: %s", database, error)
+                continue
             if other is not None:
                 logger.warning(
                     "WARNING: the run %s has a budget for %s too: the two add up. Let its processes join this "
@@ -195,7 +218,7 @@ class Coordinator:
         self._databases = databases
 
     def _send(self, member: MemberId, data: bytes) -> None:
-        # A process that is gone is dealt with by its pidfd, one that does not read loses its connection.
+        # Fails only for a process that is gone: its death is told by its pidfd, and one that comes back says hello.
         with contextlib.suppress(zmq.ZMQError):
             self._router.send_multipart([member.encode(), data], zmq.NOBLOCK)
 
@@ -231,9 +254,15 @@ class Coordinator:
         if process is None:
             process = self._watch(member, hello.pid, hello.started)
             if process is None:
-                return  # it is dead already
+                reason = (
+                    f"the coordinator sees no process {hello.pid} that started when this one did: "
+                    "both have to be in one pid namespace"
+                )
+                self._send(member, encode(Unwelcome(self._epoch, reason)))
+                return
             self._journal.joined(member, Member(hello.pid, hello.started))
         process.worker, process.restarts = hello.worker, hello.restarts
+        self._expected.discard(member)
         self._send(member, encode(Welcome(self._epoch)))
         for pool in self._ledger.pools_of(member) - {claim.pool for claim in hello.pools}:
             self._ledger.detach((member, pool))
@@ -260,15 +289,19 @@ class Coordinator:
         del self._by_pidfd[process.pidfd]
         os.close(process.pidfd)
         self._journal.left(member)
+        self._expected.discard(member)
         for question in self._questions:
             question.missing = {key for key in question.missing if key[0] != member}
         self._ledger.dead(member)
+        self._orphan_pause = ORPHAN_POLL[0]
         self._orphans_due = time.monotonic()
 
     def _recover(self) -> None:
         """Learn from the journal who may hold what. The living report by themselves; the dead left orphans."""
         recovered = self._journal.recovered
-        alive = set()
+        alive = self._expected
+        for database, (size, stated_by) in list(recovered.sizes.items()):
+            self._ledger.recover_size(database, size, stated_by)
         for member, process in list(recovered.members.items()):
             if self._watch(member, process.pid, process.started) is not None:
                 alive.add(member)
@@ -283,7 +316,7 @@ class Coordinator:
             self._ledger.dead(member)
         if dead:
             self._orphans_due = time.monotonic()
-        if self._ledger.silent_members():
+        if self._expected:
             self._ledger.granting = False
             self._learning_due = time.monotonic() + LEARNING
 
@@ -291,7 +324,8 @@ class Coordinator:
 
     def _look_after_orphans(self, now: float) -> None:
         orphans = list(self._ledger.orphans())
-        self._orphans_due = now + ORPHAN_POLL if orphans else None
+        self._orphans_due = now + self._orphan_pause if orphans else None
+        self._orphan_pause = min(ORPHAN_POLL[1], self._orphan_pause * 1.2)
         if not orphans:
             self._vanished.clear()
             self._half_closed.clear()
@@ -311,6 +345,7 @@ class Coordinator:
                 verdict = Verdict.HELD if unnamed else Verdict.RESET
             if verdict is Verdict.HELD:
                 self._half_closed.add(held.lease)
+                self._vanished.pop(held.lease, None)
             elif verdict is Verdict.RESET:
                 grace = CHECKED_GRACE if held.liveness_checked else RESET_GRACE
                 if held.lease in self._half_closed:

@@ -34,6 +34,7 @@ class _Line(msgspec.Struct, array_like=True, frozen=True):
     database: str = ""
     held: HeldLease | None = None
     process: Member | None = None
+    size: int | None = None
 
 
 class Recovered(msgspec.Struct):
@@ -41,6 +42,8 @@ class Recovered(msgspec.Struct):
 
     members: dict[str, Member] = {}
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    """The sizes that scripts stated, by database, and whose pool said so."""
 
 
 def anybody_lives(path: Path) -> bool:
@@ -71,7 +74,7 @@ class Journal:
     def write(self, records: Iterable[Record]) -> None:
         lines = []
         for record in records:
-            line = _Line(record.kind, record.key[0], record.key[1], record.database, record.held)
+            line = _Line(record.kind, record.key[0], record.key[1], record.database, record.held, size=record.size)
             _apply(self.recovered, line)
             lines.append(line)
         self._append(lines)
@@ -82,13 +85,19 @@ class Journal:
     def _append(self, lines: list[_Line]) -> None:
         if not lines:
             return
-        self._file.write(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
+        data = memoryview(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
+        while data:  # an unbuffered file may take less than all
+            data = data[self._file.write(data) :]
         self._lines += len(lines)
         if self._lines > COMPACT_AFTER:
             self._rewrite()
 
     def _rewrite(self) -> None:
         lines = [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
+        lines += [
+            _Line("sized", stated_by, 0, database, size=size)
+            for database, (size, stated_by) in self.recovered.sizes.items()
+        ]
         lines += [
             _Line("granted", key[0], key[1], database, held)
             for (key, database), leases in self.recovered.held.items()
@@ -125,6 +134,12 @@ def _apply(recovered: Recovered, line: _Line) -> None:
         return
     if line.kind == "left":
         recovered.members.pop(line.member, None)
+        return
+    if line.kind == "sized" and line.size is not None:
+        recovered.sizes[line.database] = (line.size, line.member)
+        return
+    if line.kind == "forgotten":
+        recovered.sizes.pop(line.database, None)
         return
     key = ((line.member, line.pool), line.database)
     if line.kind == "attached":

@@ -11,13 +11,15 @@ import collections
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..engine.session import ServerSession
 from ..errors import PoolRefusedError, PoolTimeoutError
-from ..pool.budget import BudgetClient, Lease, PoolRequest
-from .ledger import Ledger
+from ..pool.background import background
+from ..pool.budget import RECENT, BudgetClient, Lease, PoolRequest
+from .ledger import LOOK_AGAIN, Ledger
 from .messages import (
     Ask,
     Attach,
@@ -38,6 +40,9 @@ from .messages import (
 )
 
 logger = logging.getLogger("pysqlx_engine")
+
+SOON = 0.01
+"""Seconds that a report may wait which says only that less is needed."""
 
 _pool_ids = itertools.count(1)
 
@@ -63,6 +68,9 @@ class LinkToLedger(Protocol):
     def demand_changed(self, budget: LeasedBudget) -> None:
         """Send a fresh report soon."""
 
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in `delay` seconds, in some other thread."""
+
     def describe(self) -> str: ...
 
     def label(self, pool: str) -> str:
@@ -82,6 +90,9 @@ class LeasedBudget:
         self._leased = 0
         self._leases: dict[Lease, HeldLease] = {}
         self._received = 0
+        self._pressed = False
+        """Whether somebody else waits: a ceiling is set."""
+        self._report_due = False
         self._answer: asyncio.Future[None] | None = None
 
     @property
@@ -104,7 +115,19 @@ class LeasedBudget:
                 at_start=True,
             ) from None
 
-    def demand_changed(self) -> None:
+    def demand_changed(self, *, urgent: bool) -> None:
+        if urgent:
+            self._link.demand_changed(self)
+        else:
+            self._report_in(SOON)
+
+    def _report_in(self, delay: float) -> None:
+        if not self._report_due:
+            self._report_due = True
+            self._link.later(delay, self._report_now)
+
+    def _report_now(self) -> None:
+        self._report_due = False
         self._link.demand_changed(self)
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
@@ -150,7 +173,10 @@ class LeasedBudget:
 
     def report(self, epoch: int) -> Report:
         assert self._client is not None
-        return Report(epoch, self.pool_id, self._received, self._client.tell_demand())
+        demand = self._client.tell_demand()
+        if self._pressed and demand.recent > demand.in_use:
+            self._report_in(RECENT)  # if these are still idle then, somebody else may have them
+        return Report(epoch, self.pool_id, self._received, demand)
 
     def receive(self, message: FromCoordinator) -> None:
         client = self._client
@@ -166,11 +192,13 @@ class LeasedBudget:
                 client.denied()
             case Ceiling(ceiling=ceiling, leased=leased):
                 self._leased = leased
+                self._pressed = ceiling is not None
                 client.set_ceiling(ceiling)
             case Ask():
-                self.demand_changed()
+                self._link.demand_changed(self)
             case Attached(size=size):
                 self._size = size
+                self._pressed = False
                 client.resized(size)
                 client.set_ceiling(None)
                 self._resolve(None)
@@ -212,8 +240,9 @@ class LocalLink:
         self.lock = threading.Lock()
         self._ledger = Ledger(self.EPOCH, operator_size, first_lease=0)
         self._budgets: dict[int, LeasedBudget] = {}
-        self._queue: collections.deque[Outgoing] = collections.deque()
+        self._queue: collections.deque[Outgoing | None] = collections.deque()
         self._turn = threading.Lock()
+        self._look_due = False
 
     def add(self, budget: LeasedBudget) -> None:
         self._budgets[budget.pool_id] = budget
@@ -244,6 +273,9 @@ class LocalLink:
         self._queue.append(budget.report)
         self.flush()
 
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        background().call_later(delay, callback)
+
     def describe(self) -> str:
         return "one process"
 
@@ -253,11 +285,23 @@ class LocalLink:
     def full_name(self, pool: str) -> str:
         return pool
 
-    def _take(self, message: Outgoing) -> None:
+    def _look_again(self) -> None:
+        """What time alone changes: a pool that does not yield is passed over, ceilings that nobody needs are lifted."""
+        self._look_due = False
+        self._queue.append(None)
+        self.flush()
+
+    def _take(self, message: Outgoing | None) -> None:
         ledger = self._ledger
-        ledger.take(self.MEMBER, message(self.EPOCH))
-        if ledger.relaxable:
+        ledger.now = time.monotonic()
+        if message is not None:
+            ledger.take(self.MEMBER, message(self.EPOCH))
+        else:
+            ledger.look_again()
             ledger.relax()
+        if ledger.under_pressure and not self._look_due:
+            self._look_due = True
+            background().call_later(LOOK_AGAIN, self._look_again)
         answers, ledger.outbox = ledger.outbox, []
         ledger.records.clear()
         notices, ledger.notices = ledger.notices, []

@@ -39,8 +39,13 @@ from .messages import (
 )
 
 DEFAULT_SIZE = 10
+PATIENCE = 0.05
+"""Seconds that a pool may take to come down to its ceiling before others are asked instead: it may be in the midst of
+long queries, or stopped."""
+LOOK_AGAIN = 0.02
+"""Seconds between two calls of `look_again` while somebody waits."""
 
-NOTHING = Demand(in_use=0, idle=0, waiting=0, want=0)
+NOTHING = Demand(in_use=0, idle=0, recent=0, waiting=0, want=0)
 
 MemberId = str
 PoolKey = tuple[MemberId, int]
@@ -62,7 +67,9 @@ class Pool:
     current: bool = False
     """Whether `demand` is up to date: it is while the pool has a ceiling, or lacks something."""
     since: int = 0
-    """When it began to wait, as a running number."""
+    """When it began to wait, or had its turn last, as a running number."""
+    owes_since: float | None = None
+    """Since when it has held more than its ceiling."""
     silent: bool = False
     """Known from the journal only: its process lives, but has not reported to this coordinator yet."""
 
@@ -77,9 +84,10 @@ class Pool:
 
     @property
     def claimed(self) -> int:
-        """What it uses and waits for. Of a pool that has no reason to keep us up to date: all it holds."""
+        """What it uses, used just now, and waits for. Of a pool that has no reason to keep us up to date: all it
+        holds."""
         if self.current:
-            return self.demand.in_use + self.demand.waiting
+            return max(self.demand.in_use + self.demand.waiting, self.demand.recent)
         return len(self.leases)
 
 
@@ -115,6 +123,11 @@ class Budget:
         return any(pool.starves for pool in self.pools.values())
 
     @property
+    def short(self) -> bool:
+        """Whether leases have to come back: somebody waits, or the budget has become smaller."""
+        return self.free < 0 or self.starving
+
+    @property
     def pressed(self) -> bool:
         """Whether ceilings are out."""
         return any(pool.ceiling is not None for pool in self.pools.values())
@@ -124,11 +137,13 @@ class Budget:
 class Record:
     """A line of the journal, to be written before anything is sent."""
 
-    kind: Literal["attached", "granted", "opened", "returned"]
+    kind: Literal["attached", "granted", "opened", "returned", "sized", "forgotten"]
     database: str
     key: PoolKey
-    held: HeldLease | None
-    """None for "attached", which forgets what the pool held before."""
+    held: HeldLease | None = None
+    """None for "attached", which forgets what the pool held before, and for what is said of a whole budget."""
+    size: int | None = None
+    """With "sized"; whose pool stated it is in `key`."""
 
 
 class Ledger:
@@ -138,6 +153,8 @@ class Ledger:
         self.budgets: dict[str, Budget] = {}
         self.granting = True
         """False while a restarted coordinator learns who holds what."""
+        self.now = 0.0
+        """The moment of the event, on a clock that only goes forward. Set by the caller before each event."""
         self.outbox: list[tuple[MemberId, FromCoordinator]] = []
         self.records: list[Record] = []
         self.notices: list[str] = []
@@ -152,10 +169,7 @@ class Ledger:
     def attach(self, member: MemberId, claim: PoolClaim) -> None:
         """A pool joins, with the leases that it holds already, if it knew another coordinator before."""
         key = (member, claim.pool)
-        budget = self.budgets.get(claim.database)
-        if budget is None:
-            size, stated_by = (self.operator_size, "operator") if self.operator_size else (DEFAULT_SIZE, None)
-            budget = self.budgets[claim.database] = Budget(claim.database, size, stated_by)
+        budget = self._budget(claim.database)
         if claim.stated and budget.stated_by != "operator" and not self._state_size(budget, key, claim):
             return
         if claim.stated and claim.max_size > budget.size:
@@ -173,6 +187,7 @@ class Ledger:
         """A script states the budget's size. Two that state different ones cannot both be right."""
         if budget.stated_by is None or not any(other != key for other in budget.pools):
             budget.size, budget.stated_by = claim.max_size, claim.name
+            self.records.append(Record("sized", budget.database, (claim.name, 0), size=budget.size))
             for pool in budget.pools.values():
                 pool.ceiling, pool.current = None, False
                 self._send(pool, Attached(self.epoch, pool.key[1], budget.size))
@@ -206,17 +221,28 @@ class Ledger:
 
     def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease]) -> None:
         """What the journal of a former coordinator says of a process that may still live: charged, until it reports."""
+        budget = self._budget(database)
+        budget.pools[key] = Pool(key, name, 0, {one.lease: one for one in held}, silent=True)
+        self._homes[key] = budget
+
+    def recover_size(self, database: str, size: int, stated_by: str) -> None:
+        """What a script stated to the former coordinator: it holds although that script has not reported yet."""
+        budget = self._budget(database)
+        if budget.stated_by != "operator":
+            budget.size, budget.stated_by = size, stated_by
+
+    def _budget(self, database: str) -> Budget:
         budget = self.budgets.get(database)
         if budget is None:
             size, stated_by = (self.operator_size, "operator") if self.operator_size else (DEFAULT_SIZE, None)
             budget = self.budgets[database] = Budget(database, size, stated_by)
-        budget.pools[key] = Pool(key, name, 0, {one.lease: one for one in held}, silent=True)
-        self._homes[key] = budget
+        return budget
 
     def start_granting(self) -> None:
         self.granting = True
         for budget in list(self.budgets.values()):
             self._balance(budget)
+            self._forget_if_unused(budget)
 
     def dead(self, member: MemberId) -> None:
         """A process died. Its leases stay charged until the server was seen to let go of each."""
@@ -239,8 +265,9 @@ class Ledger:
         self._forget_if_unused(budget)
 
     def _forget_if_unused(self, budget: Budget) -> None:
-        if not budget.pools and not budget.quarantined:
+        if not budget.pools and not budget.quarantined and self.granting:
             del self.budgets[budget.database]
+            self.records.append(Record("forgotten", budget.database, ("", 0)))
 
     def take(self, member: MemberId, message: Attach | Report | Opened | Returned | Detach) -> None:
         """The event that `message` from a process stands for. What belongs to another epoch changes nothing."""
@@ -288,6 +315,9 @@ class Ledger:
             return
         budget, pool = found
         back = [pool.leases.pop(lease) for lease in leases if lease in pool.leases]
+        if back and pool.demand.waiting:
+            self._arrivals += 1
+            pool.since = self._arrivals  # it had its turn; whoever has waited meanwhile comes first
         self._record_returned(budget, pool, back)
         self._balance(budget)
 
@@ -304,8 +334,8 @@ class Ledger:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
         if not self.granting:
             return
-        starving = [pool for pool in budget.pools.values() if pool.starves]
-        if starving:
+        if budget.short:
+            starving = [pool for pool in budget.pools.values() if pool.starves]
             targets = self._targets(budget)
             if budget.pressed or sum(pool.lacks for pool in starving) > budget.free:
                 self._set_ceilings(budget, targets)  # first: a grant above its old ceiling would be given back
@@ -314,10 +344,16 @@ class Ledger:
 
     def _targets(self, budget: Budget) -> dict[PoolKey, int]:
         reported = [pool for pool in budget.pools.values() if not pool.silent]
+        claims = [Claim(pool.key, pool.claimed, len(pool.leases), pool.since) for pool in reported]
         size = budget.size - len(budget.quarantined)
         size -= sum(len(pool.leases) for pool in budget.pools.values() if pool.silent)
-        claims = [Claim(pool.key, pool.claimed, len(pool.leases), pool.since) for pool in reported]
-        return allocate(size, claims)
+        targets = allocate(size, claims)
+        slow = {pool.key for pool in reported if pool.owes_since is not None and self.now - pool.owes_since > PATIENCE}
+        if slow:
+            # They owe what they hold above their part, and do not give it back: the others share what is left.
+            left = size - sum(claim.held for claim in claims if claim.key in slow)
+            targets |= allocate(left, [claim for claim in claims if claim.key not in slow])
+        return targets
 
     def _grant(self, budget: Budget, pools: list[Pool], most: Callable[[Pool], int]) -> None:
         """One by one to whoever holds least, the longest waiting first among equals."""
@@ -339,17 +375,26 @@ class Ledger:
     def _set_ceilings(self, budget: Budget, targets: dict[PoolKey, int]) -> None:
         for key, target in targets.items():
             pool = budget.pools[key]
+            owes = len(pool.leases) > target
+            pool.owes_since = (self.now if pool.owes_since is None else pool.owes_since) if owes else None
             if pool.ceiling != target:
                 pool.ceiling = target
                 self._send(pool, Ceiling(self.epoch, key[1], target, budget.charged))
 
+    def look_again(self) -> None:
+        """What time alone changes: whoever does not come down to its ceiling is passed over. Called every `LOOK_AGAIN`
+        seconds while there is pressure."""
+        for budget in self.budgets.values():
+            if budget.short:
+                self._balance(budget)
+
     def relax(self) -> None:
         """Lift the ceilings where nobody waits any more. Called a moment after that, so that they do not flap."""
         for budget in self.budgets.values():
-            if budget.pressed and not budget.starving:
+            if budget.pressed and not budget.short:
                 for pool in budget.pools.values():
                     if pool.ceiling is not None:
-                        pool.ceiling, pool.current = None, False
+                        pool.ceiling, pool.current, pool.owes_since = None, False, None
                         self._send(pool, Ceiling(self.epoch, pool.key[1], None, budget.charged))
 
     def _warm_up(self, budget: Budget) -> None:
@@ -391,4 +436,8 @@ class Ledger:
 
     @property
     def relaxable(self) -> bool:
-        return any(budget.pressed and not budget.starving for budget in self.budgets.values())
+        return any(budget.pressed and not budget.short for budget in self.budgets.values())
+
+    @property
+    def under_pressure(self) -> bool:
+        return any(budget.pressed or budget.short for budget in self.budgets.values())

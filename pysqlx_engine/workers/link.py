@@ -10,19 +10,20 @@ connected again, `Hello` states everything that is held, and what was queued bef
 
 from __future__ import annotations
 
-import atexit
 import collections
 import functools
 import logging
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 import zmq
 import zmq.utils.monitor
 
+from ..pool.background import at_exit, background
 from ..pool.budget import PoolRequest
 from .leased_budget import LeasedBudget, Outgoing
 from .messages import (
@@ -99,6 +100,9 @@ class Link:
             self._changed.add(budget)
         self.flush()
 
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        background().call_later(delay, callback)
+
     def describe(self) -> str:
         return "coordinator up" if self._epoch is not None else f"coordinator not reachable at {self._endpoint}"
 
@@ -124,6 +128,9 @@ class Link:
             socket.setsockopt(zmq.ROUTING_ID, f"{os.getpid()}-{secrets.token_hex(8)}".encode())
             socket.setsockopt(zmq.LINGER, 200)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a coordinator that is not there
+            # No limit: what comes back to a coordinator that is stopped for a while must not be lost.
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
             socket.setsockopt(zmq.RECONNECT_IVL, 20)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
@@ -220,7 +227,7 @@ class Link:
 def link_to(endpoint: str) -> Link:
     """This process's link to the coordinator at `endpoint`."""
     link = Link(endpoint)
-    atexit.register(link.stop)
+    at_exit(link.stop, after_pools=True)
     return link
 
 

@@ -97,7 +97,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def budget_answers(self) -> None:
         self.told = False
-        want = self.core.tell().want
+        want = self.core.tell(0.0).want
         leases = [self.free.pop() for _ in range(min(want, len(self.free)))]
         self.perform(self.core.granted(leases))
         if len(leases) < want:

@@ -32,6 +32,7 @@ class Process:
         self.outgoing: collections.deque[Outgoing] = collections.deque()
         self.incoming: collections.deque[FromCoordinator] = collections.deque()
         self.changed = False
+        self.timers: list[Callable[[], None]] = []
         self.epoch: int | None = None
         self.core = PoolCore(min_size, fleet.size)
         self.to_open: list[Lease] = []
@@ -64,6 +65,9 @@ class Process:
     def demand_changed(self, budget: LeasedBudget) -> None:
         self.changed = True
 
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        self.timers.append(callback)
+
     # what the pool's shell does
 
     def perform(self, effects: Effects | None) -> None:
@@ -79,7 +83,7 @@ class Process:
         if effects.give_back:
             self.budget.give_back(effects.give_back)
         if effects.tell:
-            self.budget.demand_changed()
+            self.budget.demand_changed(urgent=True)
 
     def granted(self, leases: Sequence[Lease]) -> None:
         self.perform(self.core.granted(leases))
@@ -96,7 +100,7 @@ class Process:
         raise AssertionError(error)
 
     def tell_demand(self) -> Demand:
-        return self.core.tell()
+        return self.core.tell(self.fleet.ledger.now)
 
     # what can happen here
 
@@ -116,6 +120,7 @@ class Process:
 
     def check_in(self, broken: bool = False) -> None:
         conn = self.users.pop(self.fleet.random.randrange(len(self.users)))
+        conn.last_used = self.fleet.ledger.now
         self.perform(self.core.check_in(conn, reusable=not broken))
 
     def open_ends(self, *, failed: bool = False) -> None:
@@ -126,7 +131,7 @@ class Process:
             return
         session = ServerSession(1, None)
         self.budget.opened(lease, session)
-        self.perform(self.core.opened(ConnInfo("conn", lease, None, None, session, 0.0)))
+        self.perform(self.core.opened(ConnInfo("conn", lease, None, None, session, self.fleet.ledger.now)))
 
     def close_ends(self) -> None:
         self.perform(self.core.closed(self.to_close.pop(0)))
@@ -224,7 +229,9 @@ class Fleet:
                 held[pool.key[0]] = list(pool.leases.values())
         orphans = [orphan for _, orphan in self.ledger.orphans()]
         self.epoch += 1
+        now = self.ledger.now
         self.ledger = Ledger(self.epoch, None, self.epoch << 31)
+        self.ledger.now = now
         assert URI.identity is not None
         for name, leases in held.items():
             key = (name, self.processes[name].budget.pool_id)
@@ -269,11 +276,13 @@ class Fleet:
             actions += [process.close_ends] * bool(process.to_close)
             actions += [process.send] * (2 * bool(process.outgoing or process.changed))
             actions += [process.receive] * (2 * bool(process.incoming))
+            if process.timers:
+                actions.append(lambda process=process: process.timers.pop()())  # type: ignore[misc]
             if self.inbox[name]:
                 actions += [lambda name=name: self.take(name)] * 2  # type: ignore[misc]
         actions += [self.let_go] * bool(list(self.ledger.orphans()))
         actions += [self.relax] * self.ledger.relaxable
-        return actions
+        return actions + [self.time_passes] * self.ledger.under_pressure
 
     def take(self, name: str) -> None:
         self.ledger.take(name, self.inbox[name].popleft())  # type: ignore[arg-type]
@@ -281,6 +290,11 @@ class Fleet:
 
     def relax(self) -> None:
         self.ledger.relax()
+        self.deliver()
+
+    def time_passes(self) -> None:
+        self.ledger.now += self.random.choice([0.01, 0.06])
+        self.ledger.look_again()
         self.deliver()
 
     def check(self) -> None:
