@@ -2,7 +2,8 @@
 
 With PYSQLX_COORDINATOR set, a pool draws leases from that coordinator; a coordinator that cannot be reached means wait
 and then fail, never a budget of one's own. In the only worker of a `pysqlx-run`, the pools of the process share one
-budget for each database. Everywhere else each pool has its own `max_size`.
+budget for each database, in which no other process can take part: what such a worker starts is refused a pool.
+Everywhere else each pool has its own `max_size`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
+from .errors import PoolRefusedError
 from .pool.budget import Budget, LocalBudget, PoolRequest, use_provider
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ def shared_budget(request: PoolRequest) -> Budget:
 
         return join(endpoint, request)
     if os.environ.get("PYSQLX_RUN_ID"):
+        worker = os.environ.get("PYSQLX_WORKER_PID")
+        if worker != str(os.getpid()):  # a child inherits the worker's environment
+            raise PoolRefusedError(
+                f"process {os.getpid()} is not the worker of its pysqlx-run (that is {worker}), which keeps its budget "
+                "to itself: start the run with --coordinator, so that the processes of its script share the budget"
+            )
         from .workers.leased_budget import LeasedBudget
 
         return LeasedBudget(_local_link(), request)

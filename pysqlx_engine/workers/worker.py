@@ -105,7 +105,7 @@ class WorkerSpec:
 def main(spec: WorkerSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None) -> NoReturn:
     """The whole life of a worker process."""
     become_child(spec.title, spec.supervisor, stdout, stderr)
-    os.environ.update(spec.environment)
+    os.environ.update(spec.environment, PYSQLX_WORKER_PID=str(os.getpid()))
     worker = _Worker(control)
     worker.obey()
     status: object = 0

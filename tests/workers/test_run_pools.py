@@ -95,6 +95,20 @@ with PySQLXEnginePoolSync(uri="sqlite:./dev.db", min_size=1):
     print("up again")
 """
 
+HAS_A_CHILD = """
+import subprocess, sys
+from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.errors import PoolRefusedError
+me = sys.argv[1]
+try:
+    with PySQLXEnginePoolSync(uri="sqlite:./dev.db", max_size=2) as pool, pool.connection():
+        print(me, "has a connection", flush=True)
+        if me == "worker":
+            subprocess.run([sys.executable, "script.py", "child"], check=True)
+except PoolRefusedError as error:
+    print(me, "was refused:", error)
+"""
+
 
 def script(directory: Path, text: str) -> str:
     (directory / "script.py").write_text(text)
@@ -243,3 +257,17 @@ def test_what_fails_after_the_worker_had_a_pool_is_no_boot_failure(tmp_path: Pat
     assert (result, out) == (0, ["[worker 0] up again"])
     assert err[0] == "[worker 0] Traceback (most recent call last):"
     assert err[-1].startswith("pysqlx-run: worker 0 ended with status 1; starting it again in ")
+
+
+def test_a_process_that_the_only_worker_starts_gets_no_budget_of_its_own(tmp_path: Path):
+    result, out, _ = finished(tmp_path, "--no-prefix", script(tmp_path, HAS_A_CHILD), "worker")
+    assert result == 0
+    assert out[0] == "worker has a connection"
+    assert out[1].startswith("child was refused: process ")
+    assert "start the run with --coordinator" in out[1]
+
+
+def test_a_process_that_a_worker_starts_joins_the_workers_coordinator(tmp_path: Path):
+    arguments = ("--coordinator", "--no-prefix", script(tmp_path, HAS_A_CHILD), "worker")
+    result, out, _ = finished(tmp_path, *arguments)
+    assert (result, out) == (0, ["worker has a connection", "child has a connection"])
