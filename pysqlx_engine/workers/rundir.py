@@ -14,10 +14,12 @@ import json
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingsError
+from .journal import anybody_lives
 from .process import start_time
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SOCKET_PATH_LIMIT = 107  # bytes: sockaddr_un.sun_path without the closing zero
+_SWEEP_TIME = 1.0  # seconds: far more than another run needs to look through a dead run's directory
 
 
 class RunDirectoryError(RuntimeError):
@@ -83,14 +86,15 @@ class RunDirectory:
     def claim(self, *, supervised: bool) -> ClaimedRun:
         """Make this directory ours, with what a dead run of this name left behind cleared away.
 
-        The journal is left: who took part in the dead run may still have sessions on a server. `supervised`: every
-        process of the run dies with this one, so that nobody needs the directory once we are dead.
+        The journal is left: who took part in the dead run may still have sessions on a server. `supervised`: the
+        coordinator dies with this process, so that only who joined it may need the directory once we are dead.
         Raises `RunDirectoryError` when a live run has the name, or when somebody else could get in.
         """
         _check_socket_path(self.socket)
         base = self.path.parent
         _make_private(base)
         _sweep(base, spare=self.path)
+        deadline = time.monotonic() + _SWEEP_TIME
         while True:
             _make_private(self.path)
             try:
@@ -99,6 +103,9 @@ class RunDirectory:
                 continue  # another run has just swept the directory away
             if lock is None:
                 pid = self._owner_pid()
+                if pid is None and time.monotonic() < deadline:
+                    time.sleep(0.005)  # a run that sweeps has the lock, or one that starts and has not said who it is
+                    continue
                 raise RunDirectoryError(
                     f"a run named {self.name} is active{f' (pid {pid})' if pid else ''}: "
                     "choose another --name, or stop that run first"
@@ -124,9 +131,13 @@ class ClaimedRun:
     _lock: int
 
     def release(self) -> None:
-        """Remove the directory and let the name go."""
+        """Let the name go, and remove the directory unless a process that joined the run still lives.
+
+        Such a process has its sessions without us: the next run of this name learns of it from the journal.
+        """
         if self._lock >= 0:
-            _remove(self.directory.path)
+            if not anybody_lives(self.directory.journal):
+                _remove(self.directory.path)
             os.close(self._lock)
             self._lock = -1
 
@@ -245,7 +256,7 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 def _sweep(base: Path, spare: Path) -> None:
-    """Remove the directories of runs that were killed. Best effort: nothing here may keep a run from starting."""
+    """Remove what dead runs left, where nobody lives who took part. Best effort: this keeps no run from starting."""
     for entry in list(os.scandir(base)):
         path = Path(entry.path)
         if path == spare:
@@ -258,7 +269,9 @@ def _sweep(base: Path, spare: Path) -> None:
             if lock is None:
                 continue
             try:
-                _remove(path)
+                # The file that we opened may be a swept run's, and the directory by now a live run's of that name.
+                if _is_file(lock, path / "lock") and not anybody_lives(path / "journal"):
+                    _remove(path)
             finally:
                 os.close(lock)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from pysqlx_engine.errors import SettingsError
+from pysqlx_engine.workers.journal import Journal, Member
+from pysqlx_engine.workers.process import start_time
 from pysqlx_engine.workers.rundir import RunDirectoryError, default_name, list_runs, run_directory
 
 
@@ -40,6 +44,19 @@ def another_owner(name: str, *, supervised: bool = True) -> Iterator[subprocess.
             yield process
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def joined(journal: Path) -> Iterator[None]:
+    """A process that the journal names as one that joined, and that lives meanwhile."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, stderr=-3) as process:
+        started = start_time(process.pid)
+        assert started is not None
+        Journal(journal).joined("member", Member(process.pid, started))
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def test_a_directory_is_private_and_gone_when_released(base: Path):
@@ -90,6 +107,38 @@ def test_dead_runs_are_swept_away_but_not_a_coordinator_that_may_come_back(base:
     with another_owner("live"):
         run_directory("shop").claim(supervised=True).release()
         assert sorted(os.listdir(base)) == ["alone", "live"]
+
+
+def test_a_dead_run_is_not_swept_away_while_somebody_lives_who_joined_it(base: Path):
+    with another_owner("dead"):
+        pass
+    with joined(base / "dead" / "journal"):
+        run_directory("shop").claim(supervised=True).release()
+        assert (base / "dead" / "journal").exists()
+    run_directory("shop").claim(supervised=True).release()
+    assert not (base / "dead").exists()
+
+
+def test_a_run_that_ends_leaves_its_journal_to_who_joined_it(base: Path):
+    run = run_directory("shop")
+    claimed = run.claim(supervised=True)
+    with joined(run.journal):
+        claimed.release()
+        again = run.claim(supervised=True)
+        assert list(Journal(run.journal).recovered.members) == ["member"]
+    again.release()
+    assert not run.path.exists()
+
+
+def test_a_run_starts_although_another_is_just_sweeping_its_directory(base: Path):
+    with another_owner("shop"):
+        pass
+    sweeper = os.open(base / "shop" / "lock", os.O_RDWR)
+    fcntl.flock(sweeper, fcntl.LOCK_EX)
+    done = threading.Timer(0.05, os.close, [sweeper])
+    done.start()
+    run_directory("shop").claim(supervised=True).release()
+    done.join()
 
 
 def test_a_pid_that_was_given_again_does_not_count_as_the_owner():
