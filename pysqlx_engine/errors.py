@@ -20,6 +20,7 @@ __all__ = [
     "PoolAlreadyStartedError",
     "PoolClosedError",
     "PoolError",
+    "PoolForkedError",
     "PoolRefusedError",
     "PoolTimeoutError",
     "PySQLXError",
@@ -47,6 +48,11 @@ class PoolTimeoutError(PoolError, TimeoutError):
 
 class PoolClosedError(PoolError):
     """The pool is not started, is closing, or is closed."""
+
+
+class PoolForkedError(PoolError):
+    """The pool was in use before this process was forked. The driver's threads stayed with the parent, and so do the
+    connections: start processes with `spawn`, or create and start pools after the fork."""
 
 
 class PoolAlreadyStartedError(PoolError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.session import ServerSession
-from ..errors import PoolClosedError
+from ..errors import PoolClosedError, PoolError, PoolForkedError
 from .budget import RECENT, Demand, Lease
 
 MAX_OPENING = 2
@@ -65,6 +65,8 @@ class State(enum.Enum):
     DRAINING = "draining"
     """No check-outs any more; connections in use may be used until they come back."""
     CLOSED = "closed"
+    FORKED = "forked"
+    """In a forked child: the connections are the parent's."""
 
 
 @dataclass(slots=True)
@@ -146,9 +148,9 @@ class PoolCore:
     # -- check-out and check-in -----------------------------------------------------------------------------------
 
     def check_out(self) -> ConnInfo | None:
-        """An idle connection, or None: then the caller may wait. Raises PoolClosedError."""
+        """An idle connection, or None: then the caller may wait. Raises PoolClosedError or PoolForkedError."""
         if self.state is not State.OPEN:
-            raise PoolClosedError(_CLOSED[self.state])
+            raise self.refusal()
         if not self.idle:
             return None
         conn = self.idle.pop()
@@ -156,11 +158,15 @@ class PoolCore:
         return conn
 
     def wait(self, waiter: Waiter) -> Effects:
-        """Queue `waiter`. Raises PoolClosedError."""
+        """Queue `waiter`. Raises PoolClosedError or PoolForkedError."""
         if self.state is not State.OPEN:
-            raise PoolClosedError(_CLOSED[self.state])
+            raise self.refusal()
         self.waiters[waiter] = None
         return self._plan()
+
+    def refusal(self) -> PoolError:
+        """Why nobody gets a connection."""
+        return PoolForkedError(_FORKED) if self.state is State.FORKED else PoolClosedError(_CLOSED[self.state])
 
     def give_up(self, waiter: Waiter) -> tuple[ConnInfo | None, Effects | None]:
         """`waiter` waits no longer (timeout, cancellation). If a connection had been handed to it in this very
@@ -343,6 +349,10 @@ class PoolCore:
         return False
 
 
+_FORKED = (
+    "this pool was in use before the process was forked, and its connections belong to the parent: start processes "
+    "with spawn, or start the pool after the fork (gunicorn: post_fork, Celery: worker_process_init)"
+)
 _CLOSED = {
     State.NEW: "the pool is not started: call start() first, or use it as a context manager",
     State.DRAINING: "the pool is closing",

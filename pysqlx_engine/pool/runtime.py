@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import ctypes
 import logging
+import os
 import random
 import threading
 import time
@@ -302,6 +304,8 @@ class PoolRuntime:
         """Attach to the budget, open towards `min_size`, start the monitor. Runs in the background loop."""
         config = self.config
         with self._lock:
+            if self.core.state is State.FORKED:
+                raise self.core.refusal()
             if self._starting or self.core.state not in {State.NEW, State.CLOSED}:
                 logger.error("Pool: Attempted to start an already opened pool.")
                 raise PoolAlreadyStartedError(f"the pool {config.name} is already started")
@@ -425,6 +429,18 @@ class PoolRuntime:
         budget, self._budget = self._budget, None
         if budget is not None:
             budget.detach()
+
+    def forget(self) -> None:
+        """In a forked child: nothing of this is ours. The connections are the parent's, and so are their sockets."""
+        self._lock = threading.Lock()
+        inherited, self.core = self.core, PoolCore(0, 0)
+        self.core.state = State.FORKED
+        for conn in (*inherited.idle, *inherited.in_use, *inherited.closing):
+            # One reference too many, so that it is never dropped: the driver would say goodbye to the server, or wait
+            # for its threads, which this process does not have.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn.engine._raw))
+        self._budget = self._monitor = None
+        self._watchers.clear()
 
     def abandon(self) -> None:
         """Nobody will bring anything back any more (the pool was collected, its event loop is closed): close all."""
@@ -590,6 +606,13 @@ def _close_all_at_exit() -> None:
             end.result(0.5)
 
 
+def _forget_all_in_child() -> None:
+    for runtime in list(registry.running):
+        runtime.forget()
+    registry.running.clear()
+
+
 at_exit(_close_all_at_exit)
+os.register_at_fork(after_in_child=_forget_all_in_child)
 
 __all__ = ["PoolClosedError", "PoolRuntime", "call_in_background", "run_in_background"]
