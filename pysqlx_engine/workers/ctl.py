@@ -105,6 +105,7 @@ def _find_run(name: str | None) -> RunDirectory:
 
 def _show_status(answer: Json) -> None:
     from rich.console import Console  # only for people: --json does without it
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -113,7 +114,7 @@ def _show_status(answer: Json) -> None:
         budgets.add_column(column, justify="right")
     for row in answer["budgets"]:
         numbers = (row["size"], row["leased"], row["in_use"], row["idle"], row["waiting"])
-        budgets.add_row(row["database"], *map(str, numbers))
+        budgets.add_row(escape(row["database"]), *map(str, numbers))
     workers = Table("worker", title="workers", title_justify="left")
     for column in ("pid", "uptime", "restarts", "leases", "in use", "idle", "waiting"):
         workers.add_column(column, justify="right")

@@ -1,0 +1,61 @@
+"""`pysqlx-ctl`: what it prints for people and for programs, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from .runs import run_environment, started
+
+HOLDS = """
+import sys, time
+from pysqlx_engine import PySQLXEnginePoolSync
+with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, max_size=4) as pool, pool.connection():
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def ctl(directory: Path, *arguments: str) -> tuple[int, str, str]:
+    """The exit status, the output and the errors of `pysqlx-ctl`."""
+    command = [sys.executable, "-m", "pysqlx_engine.workers.ctl", *arguments]
+    environment = run_environment(directory, {"COLUMNS": "300"})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def script(directory: Path) -> str:
+    (directory / "script.py").write_text(HOLDS)
+    return "script.py"
+
+
+def test_status_shows_a_database_by_its_name_whatever_is_in_it(tmp_path: Path):
+    (tmp_path / "m[").mkdir()
+    (tmp_path / "m[" / "b]").mkdir()
+    with started(tmp_path, script(tmp_path), "sqlite:./m[/b]/x.db") as run:
+        run.line_with("up")
+        status, out, err = ctl(tmp_path, "status")
+        assert (status, err) == (0, "")
+        assert "m[/b]/x.db" in out
+        run.process.terminate()
+        assert run.wait() == 0
+
+
+def test_without_a_run_it_says_so(tmp_path: Path):
+    assert ctl(tmp_path, "status") == (1, "", "pysqlx-ctl: no run is active\n")
+    assert ctl(tmp_path, "status", "--name", "shop") == (1, "", "pysqlx-ctl: no run named shop is active\n")
+
+
+def test_of_several_runs_one_has_to_be_chosen(tmp_path: Path):
+    arguments = (script(tmp_path), "sqlite::memory:")
+    with started(tmp_path, "--name", "a", *arguments) as a, started(tmp_path, "--name", "b", *arguments) as b:
+        a.line_with("up")
+        b.line_with("up")
+        line = "pysqlx-ctl: several runs are active, choose one with --name: a, b\n"
+        assert ctl(tmp_path, "status") == (2, "", line)
+        assert json.loads(ctl(tmp_path, "status", "--json", "--name", "b")[1])["run"] == "b"
+        for run in (a, b):
+            run.process.terminate()
+            assert run.wait() == 0
