@@ -100,7 +100,12 @@ def _run(options: argparse.Namespace) -> int:
 
     name = settings.name or default_name(options.script)
     joins = settings.coordinator is not None
-    directory = None if joins else run_directory(name)
+    if joins and options.max_size is not None:  # in the environment it may be another run's, whose worker started us
+        raise SettingsError(
+            f"--max-size {options.max_size} would not be heard: PYSQLX_COORDINATOR is set, and the coordinator that is "
+            "joined there has the budget; state the size where that is started, or unset PYSQLX_COORDINATOR"
+        )
+    directory = run_directory(name)
     plan = RunPlan(
         name=name,
         target=target,
@@ -115,8 +120,6 @@ def _run(options: argparse.Namespace) -> int:
         directory=directory,
         environment=worker_environment(options.settings, uri=options.uri, max_size=options.max_size),
     )
-    if directory is None:
-        return Supervisor(plan).run()
     try:
         claimed = directory.claim(supervised=True)
     except RunDirectoryError as error:

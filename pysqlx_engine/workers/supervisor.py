@@ -120,7 +120,7 @@ class RunPlan:
     coordinator: str | None
     """The address of a coordinator to join."""
     start_coordinator: bool
-    directory: RunDirectory | None
+    directory: RunDirectory
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     """What the workers get besides our own environment. It may hold a password."""
 
@@ -147,6 +147,7 @@ class _Child:
     started: float
     control: socket.socket | None = None  # a worker's
     ready: Connection | None = None  # the coordinator's, until it has said so
+    pools: list[PoolStats] | None = None  # its answer to the question that is open
 
     @property
     def pid(self) -> int:
@@ -244,7 +245,7 @@ class Supervisor:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_after_grace()
         if self._answer_by is not None and now >= self._answer_by:
-            self._answer([])
+            self._answer()
         for slot in self._all_slots():
             if slot.restart_at is not None and now >= slot.restart_at:
                 slot.restart_at = None
@@ -286,7 +287,7 @@ class Supervisor:
         finally:
             for close in ours:
                 close()
-        child = _Child(slot, process, os.pidfd_open(process.pid), time.monotonic(), control, ready)
+        child = _Child(slot, process, os.pidfd_open(process.pid), time.monotonic(), control=control, ready=ready)
         slot.child = self._children[child.pid] = child
         slot.failed = False
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
@@ -319,7 +320,7 @@ class Supervisor:
             "PYSQLX_WORKER_RESTARTS": str(slot.restarts),
         }
         address = plan.coordinator
-        if self._coordinator is not None and plan.directory is not None:
+        if self._coordinator is not None:
             address = f"ipc://{plan.directory.socket}"
         if address is not None:
             environment["PYSQLX_COORDINATOR"] = address
@@ -328,7 +329,6 @@ class Supervisor:
     def _coordinator_config(self) -> CoordinatorConfig:
         from .coordinator import CoordinatorConfig  # ZeroMQ: only where it is used
 
-        assert self._plan.directory is not None
         return CoordinatorConfig(
             directory=str(self._plan.directory.path),
             run_id=self._run_id,
@@ -376,7 +376,8 @@ class Supervisor:
             case PoolStarted():
                 self._any_had_a_pool = True
             case Statistics():
-                self._answer(message.pools)
+                child.pools = message.pools
+                self._answer_if_complete()
             case BootFailure():
                 self._on_boot_failure(child.slot, message)
 
@@ -405,6 +406,7 @@ class Supervisor:
         else:
             self._decide(slot, status, time.monotonic() - child.started)
         self._wind_down()
+        self._answer_if_complete()  # it was perhaps the last that we waited for
 
     def _decide(self, slot: _Slot, status: int, lived: float) -> None:
         slot.failed = status != 0
@@ -516,11 +518,11 @@ class Supervisor:
         if self._interrupts > 1 or signal.SIGQUIT in numbers:
             self._kill(list(self._children.values()))
 
-    # -- pysqlx-ctl, when there is no coordinator to ask --------------------------------------------------------------
+    # -- pysqlx-ctl, when we have no coordinator that it could ask ----------------------------------------------------
 
     @contextlib.contextmanager
     def _control_server(self) -> Iterator[None]:
-        if self._plan.directory is None or self._coordinator is not None:
+        if self._coordinator is not None:
             yield
             return
         from .control import ControlServer
@@ -537,53 +539,64 @@ class Supervisor:
         self._questions.append(reply)
         if self._answer_by is None:
             self._answer_by = time.monotonic() + _STATS_TIMEOUT
-        for child in self._children.values():
-            child.tell("stats")
-        if not self._children:
-            self._answer([])
+            for child in self._children.values():
+                child.pools = None
+                child.tell("stats")
+        self._answer_if_complete()
 
-    def _answer(self, pools: list[PoolStats]) -> None:
-        """Answer every open question. No `pools`: the worker is dead, or something holds its interpreter up."""
+    def _answer_if_complete(self) -> None:
+        if self._questions and all(child.pools is not None for child in self._children.values()):
+            self._answer()
+
+    def _answer(self) -> None:
+        """Answer every open question. A worker that has not told its pools is shown without any: something holds its
+        interpreter up."""
         self._answer_by = None
-        status = self.status(pools)
+        status = self.status()
         for reply in self._questions:
             reply(status)
         self._questions.clear()
 
-    def status(self, pools: list[PoolStats]) -> Json:
-        """The run as `pysqlx-ctl status` shows it, from the statistics of the only worker's pools.
+    def status(self) -> Json:
+        """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools.
 
-        Each pool has a budget of its own: there is no coordinator that could share one.
+        The pools of a worker that joined nobody share one budget for each database. Of a budget that a coordinator of
+        another run has, this is our run's part.
         """
-        rows: list[Json] = [
+        workers = [
             {
-                "name": pool.name,
-                "database": pool.database,
-                "size": pool.max_size,
-                "leases": pool.held,
-                "in_use": pool.in_use,
-                "idle": pool.idle,
-                "waiting": pool.waiting,
+                "worker": child.slot.number,
+                "pid": child.pid,
+                "uptime": round(time.monotonic() - child.started, 3),
+                "restarts": child.slot.restarts,
+                **_numbers(child.pools or []),
+                "pools": [
+                    {"name": pool.name, "database": pool.database, **_numbers([pool])} for pool in child.pools or []
+                ],
             }
-            for pool in pools
+            for child in self._children.values()
         ]
-        sums = {column: sum(row[column] for row in rows) for column in ("leases", "in_use", "idle", "waiting")}
-        return {
-            "run": self._plan.name,
-            "budgets": [{**row, "leased": row["leases"], "quarantined": 0} for row in rows],
-            "workers": [
-                {
-                    "worker": slot.number,
-                    "pid": slot.child.pid,
-                    "uptime": round(time.monotonic() - slot.child.started, 3),
-                    "restarts": slot.restarts,
-                    **sums,
-                    "pools": rows,
-                }
-                for slot in self._slots
-                if slot.child is not None
-            ],
-        }
+        by_database: dict[str, list[PoolStats]] = {}
+        for child in self._children.values():
+            for pool in child.pools or []:
+                by_database.setdefault(pool.database, []).append(pool)
+        budgets = []
+        for database, pools in by_database.items():
+            numbers = _numbers(pools)
+            size = max(pool.max_size for pool in pools)
+            budgets.append(
+                {"database": database, "size": size, "leased": numbers.pop("leases"), **numbers, "quarantined": 0}
+            )
+        return {"run": self._plan.name, "budgets": budgets, "workers": workers}
+
+
+def _numbers(pools: list[PoolStats]) -> dict[str, int]:
+    return {
+        "leases": sum(pool.held for pool in pools),
+        "in_use": sum(pool.in_use for pool in pools),
+        "idle": sum(pool.idle for pool in pools),
+        "waiting": sum(pool.waiting for pool in pools),
+    }
 
 
 def _leave_it_to_the_loop(number: int, frame: types.FrameType | None) -> None:

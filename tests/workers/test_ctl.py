@@ -59,3 +59,29 @@ def test_of_several_runs_one_has_to_be_chosen(tmp_path: Path):
         for run in (a, b):
             run.process.terminate()
             assert run.wait() == 0
+
+
+def test_a_run_that_joined_anothers_coordinator_tells_of_its_own_workers(tmp_path: Path):
+    address = f"ipc://{tmp_path}/pysqlx/a/coordinator.sock"
+    name = script(tmp_path)
+    with (
+        started(tmp_path, "--name", "a", "--coordinator", name, "sqlite:./x.db") as a,
+        started(tmp_path, "--name", "b", "-w", "2", name, "sqlite:./x.db", PYSQLX_COORDINATOR=address) as b,
+    ):
+        for run in (a, b, b):
+            run.line_with("up")
+        workers, leased = shown(tmp_path, "a")
+        assert (workers, leased) == ([0, 0, 1], 3)
+        workers, leased = shown(tmp_path, "b")
+        assert (workers, leased) == ([0, 1], 2)
+        for run in (b, a):
+            run.process.terminate()
+            assert run.wait() == 0
+
+
+def shown(directory: Path, name: str) -> tuple[list[int], int]:
+    """The workers that a run shows, and the leases of its only budget."""
+    answer = json.loads(ctl(directory, "status", "--json", "--name", name)[1])
+    [budget] = answer["budgets"]
+    assert (budget["size"], budget["in_use"]) == (4, budget["leased"])
+    return [worker["worker"] for worker in answer["workers"]], budget["leased"]

@@ -70,6 +70,12 @@ def test_a_bad_variable_of_the_environment_is_2(scripts: Path):
     )
 
 
+def test_a_size_that_the_joined_coordinator_would_not_hear_is_2(scripts: Path):
+    status, text = refused(scripts, "--max-size", "3", "good.py", PYSQLX_COORDINATOR=JOINS_ANOTHER)
+    assert status == 2
+    assert text.startswith("pysqlx-run: --max-size 3 would not be heard: PYSQLX_COORDINATOR is set")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
