@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
+import stat
+import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from ..errors import QueryError
+from ..errors import ConnectError, QueryError
+from .sockets import Endpoints, Tcp, connections_to, half_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +35,16 @@ POLITE_CLOSE = 0.05
 
 UNCONFIRMED_CLOSE = 1.0
 """Seconds after which a close counts as done where it cannot be observed (no /proc, a proxy in between)."""
+
+VANISHED_HOST = 30
+"""Seconds without a sign of life from the server's host after which a close counts as done."""
+
+LOGIN_LOOK = 0.5
+"""Seconds of a failed connect from which on the server may be at work on a login that the driver gave up."""
+LOGIN_POLL = 0.02
+"""Seconds between two looks whether it still is."""
+LOGIN_TIMEOUT = 60.0
+"""Seconds that it is waited for: then the kernel forgets a connection whose client is gone."""
 
 # The label and the liveness check go out in one round trip with the question who we are. A value that somebody
 # configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
@@ -52,36 +67,51 @@ _unix_turn = asyncio.Lock()
 class ServerSession:
     """The server's session behind one connection.
 
-    `server_id` is the PostgreSQL backend's process id or the MySQL connection id, None for SQLite.
-    `address` names the two ends of the TCP connection as the kernel lists them (local, then remote, each
-    "host:port"), None where there is no TCP connection of our own.
+    `server_id` is the PostgreSQL backend's process id or the MySQL connection id, None where there is none or it is not
+    known. `own_socket` is a duplicate of the connection's socket, None where it could not be found. `in_process` says
+    that there is no server (SQLite). `address` names the two ends of the TCP connection, None where there is none of
+    our own.
+
+    After a fork the session is the parent's: in the child its methods do nothing.
     """
 
-    __slots__ = ("_socket", "address", "liveness_checked", "server_id")
+    __slots__ = ("__weakref__", "_in_process", "_inherited", "_socket", "address", "liveness_checked", "server_id")
 
     def __init__(
-        self, server_id: int | None, own_socket: socket.socket | None, *, liveness_checked: bool = False
+        self,
+        server_id: int | None,
+        own_socket: socket.socket | None,
+        *,
+        in_process: bool = False,
+        liveness_checked: bool = False,
     ) -> None:
         self.server_id = server_id
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
+        self._in_process = in_process
+        self._inherited = False
         self._socket = own_socket
-        self.address: tuple[str, str] | None = None
+        self.address: Endpoints | None = None
         if own_socket is not None and own_socket.family in _TCP:
             self.address = (_endpoint(own_socket.getsockname()), _endpoint(own_socket.getpeername()))
+        _sessions.add(self)
 
     async def closed_by_server(self, *, busy: bool) -> bool:
         """Wait until the server has closed the session. Call it after the driver has dropped the connection.
 
         `busy` says that a query may still run: then the server is told at once that nobody waits for the answer.
+        A server whose host has vanished counts as done with it after `VANISHED_HOST` seconds.
         Returns False where the close could not be observed and `UNCONFIRMED_CLOSE` passed instead.
         """
+        if self._inherited:
+            return False
+        if self._in_process:
+            return True  # the driver has closed the file by the time it has dropped the connection
         if self._socket is None:
-            if self.server_id is None:
-                return True  # SQLite: the driver has closed the file by the time it has dropped the connection
             await asyncio.sleep(UNCONFIRMED_CLOSE)
             return False
         with self._socket as own_socket:
+            _end_with_its_host(own_socket)
             if not busy:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(_end_of_file(own_socket), POLITE_CLOSE)
@@ -97,24 +127,62 @@ class ServerSession:
         """End the connection on our side at once, whatever the server does: at interpreter exit. The driver's thread
         that still waits for an answer has to be done with it before the interpreter is gone."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the server has closed, or `closed_by_server` has seen it
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _leave_to_the_parent(self) -> None:
+        # Closed, never shut: shutting ends the connection for everybody who has the socket, the parent too.
+        self._inherited = True
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+_sessions: WeakSet[ServerSession] = WeakSet()
+
+
+def _leave_all_to_the_parent() -> None:
+    for session in list(_sessions):
+        session._leave_to_the_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_the_parent)
 
 
 async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
     """Connect `engine`, ask the server who it is there, and find the connection's socket in this process.
 
-    Raises ConnectError. Must run in an event loop of its own thread or under `drive`.
+    Raises ConnectError, and not before the server is done with a login that the driver gave up, where that can be seen:
+    until then it is a session on the server. Must run in an event loop.
     """
-    if not _over_unix_socket(uri):
+    if _over_unix_socket(uri):
+        # A Unix socket has no port to tell one from another: the new one is the one that was not there before. So opens
+        # over Unix sockets take turns in a process.
+        async with _unix_turn:
+            before = _own_sockets()
+            await engine._connect_uri(uri)
+            return await _identify(engine, lambda _: _find_new_unix_socket(before))
+    known = {connection.address for connection in connections_to(uri.port)} if uri.port else set()
+    started = time.monotonic()
+    try:
         await engine._connect_uri(uri)
-        return await _identify(engine, lambda port: _find_tcp_socket(port) if port else None)
-    # A Unix socket has no port to tell one from another: the new one is the one that was not there before. So opens
-    # over Unix sockets take turns in a process.
-    async with _unix_turn:
-        before = _socket_inodes()
-        await engine._connect_uri(uri)
-        return await _identify(engine, lambda _: _find_new_unix_socket(before))
+    except ConnectError as error:
+        # With a code of its own the server has answered, and what it refuses it does not keep.
+        if uri.port and error.code == "0" and time.monotonic() - started > LOGIN_LOOK:
+            await _login_ended(uri.port, known)
+        raise
+    return await _identify(engine, lambda port: _find_tcp_socket(uri, port, known))
+
+
+async def _login_ended(server_port: int, known: set[Endpoints]) -> None:
+    """Wait until the server has closed the connections that the driver has given up, if there are any.
+
+    The driver gives up after its connect_timeout (5 s) and tells nobody; the server works on until it looks.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOGIN_TIMEOUT):
+            while half_closed(server_port) - known:
+                await asyncio.sleep(LOGIN_POLL)
 
 
 async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.socket | None]) -> ServerSession:
@@ -133,8 +201,8 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.so
         _, _, port = str(row["host"]).rpartition(":")
         return ServerSession(int(row["server_id"]), find(int(port) if port.isdigit() else None))
     if provider == "sqlite":
-        return ServerSession(None, None)
-    return ServerSession(0, None)  # SQL Server: not observed
+        return ServerSession(None, None, in_process=True)
+    return ServerSession(None, None)  # SQL Server: not observed
 
 
 async def _end_of_file(own_socket: socket.socket) -> None:
@@ -148,27 +216,50 @@ async def _end_of_file(own_socket: socket.socket) -> None:
         pass  # reset: the server's end is gone all the same
 
 
-def _find_tcp_socket(port: int) -> socket.socket | None:
-    """A duplicate of this process's TCP socket with the local `port`; None where a proxy or NAT hides it."""
-    found = None
-    for _, own_socket in _own_sockets():
-        if (
-            found is None
-            and own_socket.family in _TCP
-            and own_socket.getsockname()[1] == port
-            and _has_peer(own_socket)
-        ):
-            found = own_socket
-        else:
-            own_socket.close()
-    return found
+def _end_with_its_host(own_socket: socket.socket) -> None:
+    """Have the kernel end the connection when the server's host does not answer any more. Otherwise one that vanished
+    would be waited for without end."""
+    if own_socket.family not in _TCP or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    with contextlib.suppress(OSError):
+        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        own_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_HOST // 3)
+        own_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_HOST // 3)
+        own_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_HOST * 1000)
 
 
-def _find_new_unix_socket(before: set[str]) -> socket.socket | None:
+# A process may hold thousands of sockets, and all but one belong to somebody else. So the kernel is asked which one it
+# is, only that one is duplicated, and none is made a Python socket in a way that changes it: by default Python switches
+# a socket that it is given to non-blocking when `socket.setdefaulttimeout` was used, for all who share it.
+
+
+def _find_tcp_socket(uri: DatabaseURI, port: int | None, known: set[Endpoints]) -> socket.socket | None:
+    """A duplicate of the new connection's socket: to the server of `uri`, from the local `port` that the server sees,
+    not among the `known` connections, and open in this process. None where a proxy or NAT hides it."""
+    if port is None or uri.port is None:
+        return None
+    found = [
+        connection
+        for connection in connections_to(uri.port)
+        if connection.state == Tcp.ESTABLISHED
+        and connection.local_port == port
+        and connection.address not in known
+        and _may_be(uri.host, connection.remote)
+    ]
+    if len(found) != 1:
+        return None
+    family = socket.AF_INET if found[0].remote.version == 4 else socket.AF_INET6
+    return _duplicate(found[0].inode, family)
+
+
+def _find_new_unix_socket(before: set[int]) -> socket.socket | None:
     """A duplicate of the one Unix socket with a named peer that was not there `before`; None if several came."""
     found = []
-    for inode, own_socket in _own_sockets():
-        if inode not in before and own_socket.family == socket.AF_UNIX and _has_peer(own_socket):
+    for inode in _own_sockets() - before:
+        own_socket = _duplicate(inode, socket.AF_UNIX)
+        if own_socket is None:
+            continue
+        if own_socket.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX and _has_peer(own_socket):
             found.append(own_socket)
         else:
             own_socket.close()
@@ -186,27 +277,52 @@ def _has_peer(own_socket: socket.socket) -> bool:
         return False
 
 
-def _own_sockets() -> Iterator[tuple[str, socket.socket]]:
-    """Every socket of this process: its inode and a duplicate that the caller closes."""
+def _may_be(host: str | None, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether a connection to `host` can be one to `address`. A name can be anywhere."""
     try:
-        descriptors = os.listdir("/proc/self/fd")
+        stated = ipaddress.ip_address(host or "")
+    except ValueError:
+        return True
+    # All loopback addresses have become one in `host`.
+    return address.is_loopback if stated.is_loopback else address.packed == stated.packed
+
+
+def _own_sockets() -> set[int]:
+    """The inodes of this process's sockets."""
+    return {inode for _, inode in _descriptors()}
+
+
+def _duplicate(inode: int, family: int) -> socket.socket | None:
+    for descriptor, found in _descriptors():
+        if found != inode:
+            continue
+        with contextlib.suppress(OSError):  # closed by another thread in between
+            duplicate = os.dup(descriptor)
+            if _inode(duplicate) == inode:
+                # SOCK_NONBLOCK: it is taken as it is, whatever the default timeout.
+                return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fileno=duplicate)
+            os.close(duplicate)
+    return None
+
+
+def _descriptors() -> Iterator[tuple[int, int]]:
+    """This process's sockets: descriptor and inode. None at all where there is no /proc."""
+    try:
+        names = os.listdir("/proc/self/fd")
     except OSError:
         return
-    for name in descriptors:
-        try:
-            inode = os.readlink(f"/proc/self/fd/{name}")
-            if inode.startswith("socket:"):
-                yield inode, socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # closed by another thread in between
+    for name in names:
+        inode = _inode(int(name))
+        if inode is not None:
+            yield int(name), inode
 
 
-def _socket_inodes() -> set[str]:
-    inodes = set()
-    for inode, own_socket in _own_sockets():
-        own_socket.close()
-        inodes.add(inode)
-    return inodes
+def _inode(descriptor: int) -> int | None:
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
 
 
 def _over_unix_socket(uri: DatabaseURI) -> bool:
