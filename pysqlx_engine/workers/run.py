@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import signal
 import sys
 import warnings
 from importlib import metadata
@@ -63,6 +64,8 @@ class _BootFailureError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
     options = _parser().parse_args(argv)
     try:
         return _run(options)

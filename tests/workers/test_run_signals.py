@@ -137,6 +137,15 @@ def test_an_int_of_the_terminal_reaches_the_supervisor_only(tmp_path: Path):
         assert run.rest().count("INT") == 1
 
 
+def test_an_int_before_the_run_has_begun_ends_it_without_a_traceback(tmp_path: Path):
+    os.mkfifo(tmp_path / "slow.env")
+    with started(tmp_path, "--settings", "slow.env", script(tmp_path, SLEEPS)) as run:
+        with open(tmp_path / "slow.env", "w"):  # opened when the run has begun to read it
+            run.send(signal.SIGINT)
+            assert run.wait() == -signal.SIGINT
+        assert run.rest() == []
+
+
 def test_a_term_while_workers_start_ends_them_cleanly(tmp_path: Path):
     name = script(tmp_path, SLEEPS)
     with started(tmp_path, "-w", "3", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
