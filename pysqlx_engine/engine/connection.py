@@ -72,6 +72,8 @@ class PySQLXEngine:
         """Calls that the driver still works on. After a cancelled or interrupted call it stays above 0."""
         self._dirty = False
         """A transaction may be open."""
+        self._tainted = False
+        """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
         self._unfinished: list[DriverCall[Any]] = []
@@ -184,8 +186,7 @@ class PySQLXEngine:
         raw = self._connection()
         _check_sql(sql)
         effect = effect_of_command(sql)
-        if effect is Effect.MAY_OPEN:
-            self._dirty = True
+        self._expect(effect)
         statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=None)
         if LOG_CONFIG.statements:
             log_statement(sql, [], sql, {})
@@ -231,7 +232,7 @@ class PySQLXEngine:
         if self._raw is not None:
             raise AlreadyConnectedError
         LOG_CONFIG.check()
-        self._calls, self._dirty, self._failed = 0, False, False
+        self._calls, self._dirty, self._tainted, self._failed = 0, False, False, False
         self._unfinished.clear()
         try:
             self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
@@ -251,11 +252,17 @@ class PySQLXEngine:
             statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=values or None)
         except pysqlx_core.PySQLxInvalidParamError as error:
             raise ParameterInvalidValueError("PYSQLX004", str(error)) from None
-        if effect_of(sql) is Effect.MAY_OPEN:
-            self._dirty = True
+        self._expect(effect_of(sql))
         if LOG_CONFIG.statements:
             log_statement(statement.sql(), statement.params() or [], sql, values)
         return statement
+
+    def _expect(self, effect: Effect) -> None:
+        """Note, before a statement is sent, what it may leave behind."""
+        if effect in (Effect.MAY_OPEN, Effect.TAINTS):
+            self._dirty = True
+        if effect is Effect.TAINTS:
+            self._tainted = True
 
     async def _call(
         self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object

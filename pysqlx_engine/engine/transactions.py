@@ -1,8 +1,9 @@
-"""Whether a statement leaves a transaction open.
+"""Whether a statement leaves a transaction open, or a lock or mode that outlives transactions.
 
 The driver does not show transaction state, so it is read off the statement: from its first keyword, and where that
 does not tell, the statement counts as one that may have opened one. A mistake in that direction costs one ROLLBACK when
-the connection goes back to its pool; a mistake in the other would hand out somebody's open transaction.
+the connection goes back to its pool; a mistake in the other would hand out somebody's open transaction. What a ROLLBACK
+does not undo, such as LOCK TABLES, costs the connection.
 """
 
 from __future__ import annotations
@@ -13,21 +14,29 @@ from functools import lru_cache
 
 
 class Effect(Enum):
-    """What a statement does to the connection's transaction."""
+    """What a statement does to the connection."""
 
     NONE = "leaves it as it is"
     MAY_OPEN = "may open one"
     ENDS = "ends it when it succeeds"
+    TAINTS = "may leave what ROLLBACK does not undo: table locks, or a mode that opens transactions"
 
 
 # Blanks, comments and opening brackets, then the first word. No match for MySQL's /*! ... */, which is executed.
 _FIRST_WORD = re.compile(r"(?:[\s(;]+|--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:.*?)\*/)*([A-Za-z]+)", re.DOTALL)
-_OPENS = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK", "HANDLER"})
+_OPENS = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK"})
 _ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 # ROLLBACK TO goes back inside the transaction, AND CHAIN opens the next one, PREPARED ends one that is not this one's.
 _DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
 _ENDS_AFTER_ALL = re.compile(r"\bAND\s+NO\s+CHAIN\b", re.IGNORECASE)
-_SESSION_MODE = re.compile(r"AUTOCOMMIT|IMPLICIT_TRANSACTIONS", re.IGNORECASE)
+# MySQL's table locks say READ or WRITE; PostgreSQL's LOCK says neither and ends with its transaction. With MySQL's
+# completion_type every ROLLBACK may open the next transaction, with SQL Server's ANSI_DEFAULTS every statement.
+_OUTLIVES = re.compile(
+    r"AUTOCOMMIT|COMPLETION_TYPE|IMPLICIT_TRANSACTIONS|ANSI_DEFAULTS|LOCKING_MODE"
+    r"|\bLOCK\b.*\b(?:READ|WRITE|INSTANCE)\b|\bREAD\s+LOCK\b|\bFOR\s+EXPORT\b|\bHANDLER\b|\bBACKUP\s+(?:LOCK|STAGE)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_MAY_OUTLIVE = frozenset({"SET", "LOCK", "FLUSH", "HANDLER", "BACKUP", "PRAGMA", "PREPARE", None})
 _HARMLESS = re.compile(
     "SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|VALUES|TABLE|CREATE|DROP|ALTER|TRUNCATE|COMMENT|GRANT|REVOKE|ANALYZE"
     "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|SET|RESET|DISCARD|DEALLOCATE|PRAGMA|ATTACH|DETACH"
@@ -46,6 +55,8 @@ def effect_of_command(sql: str) -> Effect:
     """The effect of what `raw_cmd` sends: it may be several statements, so only a single known one is trusted."""
     single = ";" not in sql.rstrip().rstrip(";")
     effect = effect_of(sql)
+    if effect is Effect.TAINTS or (not single and _OUTLIVES.search(sql)):
+        return Effect.TAINTS
     if effect is Effect.NONE and not (single and _HARMLESS.fullmatch(_first_word(sql) or "")):
         return Effect.MAY_OPEN
     return effect if single else Effect.MAY_OPEN
@@ -58,11 +69,13 @@ def _first_word(sql: str) -> str | None:
 
 def _effect(sql: str) -> Effect:
     word = _first_word(sql)
+    if word in _MAY_OUTLIVE and _OUTLIVES.search(sql):
+        return Effect.TAINTS
     if word in _ENDS:
         if _DOES_NOT_END.search(sql) and not _ENDS_AFTER_ALL.search(sql):
             return Effect.MAY_OPEN
         return Effect.ENDS
-    if word is None or word in _OPENS or (word == "SET" and _SESSION_MODE.search(sql)):
+    if word is None or word in _OPENS:
         return Effect.MAY_OPEN
     return Effect.NONE
 

@@ -1,10 +1,14 @@
-"""Which statements leave a transaction open."""
+"""Which statements leave a transaction open, or what outlives one."""
 
 from __future__ import annotations
 
 import pytest
 
+from pysqlx_engine.engine import PySQLXEngine
 from pysqlx_engine.engine.transactions import Effect, effect_of, effect_of_command
+from pysqlx_engine.errors import QueryError
+
+from ..servers import Database
 
 
 @pytest.mark.parametrize(
@@ -18,12 +22,10 @@ from pysqlx_engine.engine.transactions import Effect, effect_of, effect_of_comma
         "# x\nBEGIN",
         ";BEGIN",
         "SAVEPOINT a",
-        "SET autocommit = 0",
-        "SET SESSION autocommit=0",
-        "SET IMPLICIT_TRANSACTIONS ON",
         "CALL p()",
         "XA START 'x'",
         "/*!50000 START TRANSACTION */",
+        "LOCK TABLE t IN ACCESS EXCLUSIVE MODE",
         "COMMIT AND CHAIN",
         "ROLLBACK AND CHAIN",
         "ROLLBACK TO a",
@@ -73,3 +75,58 @@ def test_a_single_known_command_is_harmless(sql: str) -> None:
 @pytest.mark.parametrize("sql", ["SELECT 1; BEGIN", "COMMIT; BEGIN", "DO $$ BEGIN END $$", "FROBNICATE"])
 def test_a_command_that_cannot_be_told_counts_as_one_that_opens(sql: str) -> None:
     assert effect_of_command(sql) is Effect.MAY_OPEN
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "LOCK TABLES t WRITE",
+        "lock table t read local, u write",
+        "/*!40000 LOCK TABLES t WRITE */",
+        "LOCK INSTANCE FOR BACKUP",
+        "FLUSH TABLES WITH READ LOCK",
+        "FLUSH TABLES t FOR EXPORT",
+        "BACKUP STAGE START",
+        "HANDLER t OPEN",
+        "SET autocommit = 0",
+        "SET SESSION autocommit=0",
+        "SET @@completion_type = 'CHAIN'",
+        "SET IMPLICIT_TRANSACTIONS ON",
+        "SET ANSI_DEFAULTS ON",
+        "PRAGMA locking_mode = EXCLUSIVE",
+    ],
+)
+def test_what_a_rollback_does_not_undo_taints_the_connection(sql: str) -> None:
+    assert effect_of(sql) is Effect.TAINTS
+    assert effect_of_command(sql) is Effect.TAINTS
+    assert effect_of_command(f"SELECT 1; {sql}") is Effect.TAINTS
+
+
+@pytest.mark.parametrize("sql", ["SELECT 'LOCK TABLES t WRITE'", "INSERT INTO handler VALUES (1)", "UNLOCK TABLES"])
+def test_a_word_in_its_data_does_not_taint_a_statement(sql: str) -> None:
+    assert effect_of(sql) is Effect.NONE
+
+
+async def test_a_table_lock_outlives_a_rollback_and_the_connection_knows(mysql_db: Database) -> None:
+    async with PySQLXEngine(mysql_db.uri) as locking, PySQLXEngine(mysql_db.uri) as other:
+        await other.execute("CREATE TABLE t (a int)")
+        assert not locking._tainted
+        await locking.raw_cmd("LOCK TABLES t WRITE")
+        await locking.rollback()
+        await other.execute("SET lock_wait_timeout = 1")
+        with pytest.raises(QueryError, match="Lock wait timeout"):
+            await other.query("SELECT * FROM t")
+        assert locking._tainted
+        await locking.close()
+        await locking.connect()
+        assert not locking._tainted
+
+
+async def test_autocommit_off_outlives_a_rollback_and_the_connection_knows(mysql_db: Database) -> None:
+    async with PySQLXEngine(mysql_db.uri) as quiet, PySQLXEngine(mysql_db.uri) as other:
+        await other.execute("CREATE TABLE t (a int) ENGINE=InnoDB")
+        await quiet.execute("SET autocommit=0")
+        await quiet.rollback()
+        await quiet.execute("INSERT INTO t VALUES (1)")
+        assert await other.query_as_dict("SELECT * FROM t") == []
+        assert quiet._tainted
