@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from ..errors import ConnectError, QueryError
+from .files import SqliteFile, sqlite_file
 from .sockets import Endpoints, Tcp, connections_to, half_closed
 
 if TYPE_CHECKING:
@@ -69,13 +70,22 @@ class ServerSession:
 
     `server_id` is the PostgreSQL backend's process id or the MySQL connection id, None where there is none or it is not
     known. `own_socket` is a duplicate of the connection's socket, None where it could not be found. `in_process` says
-    that there is no server (SQLite). `address` names the two ends of the TCP connection, None where there is none of
-    our own.
+    that there is no server (SQLite), `file` is the database's file then, None for one in memory. `address` names the
+    two ends of the TCP connection, None where there is none of our own.
 
     After a fork the session is the parent's: in the child its methods do nothing.
     """
 
-    __slots__ = ("__weakref__", "_in_process", "_inherited", "_socket", "address", "liveness_checked", "server_id")
+    __slots__ = (
+        "__weakref__",
+        "_file",
+        "_in_process",
+        "_inherited",
+        "_socket",
+        "address",
+        "liveness_checked",
+        "server_id",
+    )
 
     def __init__(
         self,
@@ -83,12 +93,16 @@ class ServerSession:
         own_socket: socket.socket | None,
         *,
         in_process: bool = False,
+        file: SqliteFile | None = None,
         liveness_checked: bool = False,
     ) -> None:
         self.server_id = server_id
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
         self._in_process = in_process
+        self._file = file
+        if file is not None:
+            file.opened()
         self._inherited = False
         self._socket = own_socket
         self.address: Endpoints | None = None
@@ -106,7 +120,7 @@ class ServerSession:
         if self._inherited:
             return False
         if self._in_process:
-            return True  # the driver has closed the file by the time it has dropped the connection
+            return await self._file.closed() if self._file is not None else True
         if self._socket is None:
             await asyncio.sleep(UNCONFIRMED_CLOSE)
             return False
@@ -201,7 +215,7 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.so
         _, _, port = str(row["host"]).rpartition(":")
         return ServerSession(int(row["server_id"]), find(int(port) if port.isdigit() else None))
     if provider == "sqlite":
-        return ServerSession(None, None, in_process=True)
+        return ServerSession(None, None, in_process=True, file=sqlite_file(engine._parsed.path))
     return ServerSession(None, None)  # SQL Server: not observed
 
 
