@@ -64,7 +64,8 @@ class PoolAlreadyClosedError(PoolError):
 
 
 class PoolRefusedError(PoolError):
-    """The coordinator refuses this pool: another one of the run states a different `max_size` for the same database."""
+    """There is no budget for this pool: another one of the run states a different `max_size` for the same database, the
+    coordinator cannot take this process, or only the worker that started this process has a budget."""
 
 
 class SettingsError(ValueError):
