@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from types import TracebackType
 from typing import Self
 
 from ..engine.connection import PySQLXEngine
-from .config import pool_config
-from .core import ConnInfo, State
-from .runtime import STOP_TIMEOUT, PoolRuntime, logger, run_in_background
-from .stats import PoolStats
+from .core import ConnInfo
+from .face import PoolFace
+from .runtime import STOP_TIMEOUT, logger, run_in_background
 
 
-class PySQLXEnginePool:
-    """A pool of connections for asyncio.
+class PySQLXEnginePool(PoolFace):
+    """A pool of connections for asyncio. Parameters: see `PoolFace`."""
 
-    Args:
-        uri: database URI, for example `sqlite:./dev.db`. Left out: the setting PYSQLX_URI.
-        min_size: connections opened by `start` and kept open when nobody else needs them; 0 to `max_size`.
-            Left out: PYSQLX_MIN_SIZE, else 1.
-        max_size: most connections, of this pool or, in a process that joined a coordinator, of all pools of all its
-            processes to this database together; at least 1. Left out: PYSQLX_MAX_SIZE, else 10.
-        conn_timeout: seconds that a check-out waits for a connection.
-        keep_alive: seconds after which a connection is replaced by a new one.
-        check_interval: seconds between two rounds of the monitor, which retires, removes and refills connections.
-        monitor_batch_size: idle connections that one round of the monitor looks at.
-        name: how logs, statistics and the server's session list call the pool.
-
-    Raises ValueError or TypeError for a parameter outside its range, ConnectError for a URI that no driver takes.
-    """
-
-    def __init__(
-        self,
-        uri: str | None = None,
-        min_size: int | None = None,
-        max_size: int | None = None,
-        conn_timeout: float = 30.0,
-        keep_alive: float = 60 * 15,
-        check_interval: float = 5.0,
-        monitor_batch_size: int = 10,
-        *,
-        name: str | None = None,
-    ) -> None:
-        config = pool_config(
-            uri, min_size, max_size, conn_timeout, keep_alive, check_interval, monitor_batch_size, name
-        )
-        self._runtime = PoolRuntime(config, threads=False)
-        weakref.finalize(self, self._runtime.abandon).atexit = False
+    _threads = False
 
     async def start(self) -> None:
         """Open connections towards `min_size` and start the monitor.
@@ -76,14 +43,6 @@ class PySQLXEnginePool:
         """
         return AsyncCheckout(self)
 
-    @property
-    def closed(self) -> bool:
-        """True before `start` and from `stop` on."""
-        return self._runtime.core.state is not State.OPEN
-
-    def stats(self) -> PoolStats:
-        return self._runtime.stats()
-
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -93,10 +52,6 @@ class PySQLXEnginePool:
     ) -> None:
         if not self.closed:
             await self.stop()
-
-    def __repr__(self) -> str:
-        config = self._runtime.config
-        return f"<PySQLXEnginePool {config.name!r} {config.uri.masked} {self._runtime.describe()}>"
 
 
 class AsyncCheckout:

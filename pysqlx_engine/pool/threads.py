@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from types import TracebackType
 from typing import Self
 
 from ..engine.connection import PySQLXEngineSync
-from .config import pool_config
-from .core import ConnInfo, State
-from .runtime import STOP_TIMEOUT, PoolRuntime, call_in_background, logger
-from .stats import PoolStats
+from .core import ConnInfo
+from .face import PoolFace
+from .runtime import STOP_TIMEOUT, call_in_background, logger
 
 
-class PySQLXEnginePoolSync:
+class PySQLXEnginePoolSync(PoolFace):
     """A pool of connections for threads. Parameters and behaviour are those of `PySQLXEnginePool`; a query never holds
     the interpreter lock while it waits for the server."""
 
-    def __init__(
-        self,
-        uri: str | None = None,
-        min_size: int | None = None,
-        max_size: int | None = None,
-        conn_timeout: float = 30.0,
-        keep_alive: float = 60 * 15,
-        check_interval: float = 5.0,
-        monitor_batch_size: int = 10,
-        *,
-        name: str | None = None,
-    ) -> None:
-        config = pool_config(
-            uri, min_size, max_size, conn_timeout, keep_alive, check_interval, monitor_batch_size, name
-        )
-        self._runtime = PoolRuntime(config, threads=True)
-        weakref.finalize(self, self._runtime.abandon).atexit = False
+    _threads = True
 
     def start(self) -> None:
         """See `PySQLXEnginePool.start`."""
@@ -48,14 +30,6 @@ class PySQLXEnginePoolSync:
         """`with pool.connection() as conn:`, see `PySQLXEnginePool.connection`."""
         return Checkout(self)
 
-    @property
-    def closed(self) -> bool:
-        """True before `start` and from `stop` on."""
-        return self._runtime.core.state is not State.OPEN
-
-    def stats(self) -> PoolStats:
-        return self._runtime.stats()
-
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -65,10 +39,6 @@ class PySQLXEnginePoolSync:
     ) -> None:
         if not self.closed:
             self.stop()
-
-    def __repr__(self) -> str:
-        config = self._runtime.config
-        return f"<PySQLXEnginePoolSync {config.name!r} {config.uri.masked} {self._runtime.describe()}>"
 
 
 class Checkout:
