@@ -68,16 +68,13 @@ class PySQLXEngine:
         self._parsed = parsed
         self._provider: Provider = parsed.provider
         self._raw: pysqlx_core.Connection | None = None
-        self._calls = 0
-        """Calls that the driver still works on. After a cancelled or interrupted call it stays above 0."""
+        self._in_flight: list[DriverCall[Any]] = []
         self._dirty = False
         """A transaction may be open."""
         self._tainted = False
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
-        self._unfinished: list[DriverCall[Any]] = []
-        """The calls among `_calls` that nobody awaits any more."""
 
     @property
     def connected(self) -> bool:
@@ -232,8 +229,7 @@ class PySQLXEngine:
         if self._raw is not None:
             raise AlreadyConnectedError
         LOG_CONFIG.check()
-        self._calls, self._dirty, self._tainted, self._failed = 0, False, False, False
-        self._unfinished.clear()
+        self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
         try:
             self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
         except pysqlx_core.PySQLxError as error:
@@ -268,48 +264,41 @@ class PySQLXEngine:
         self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object
     ) -> T:
         """One call of the driver: counted while the driver works on it, its errors turned into ours."""
-        raw = self._connection()
+        raw, in_flight = self._connection(), self._in_flight
         call = DriverCall(method(argument))
-        self._calls += 1
         try:
-            result = await calls_in_flight.wait_for(call)
+            in_flight.append(call)
+            return await calls_in_flight.wait_for(call)
         except pysqlx_core.PySQLxError as error:
-            self._call_ended(raw)
             raise self._failure(failure, raw, error) from None
-        except Exception:
-            self._call_ended(raw)
-            raise
         except BaseException as error:
-            # Cancelled or interrupted: the driver works on, so the call stays counted. A panic is the driver's end.
-            if not _is_panic(error):
-                self._unfinished.append(call)
+            if call.running or not _is_panic(error):
                 raise
-            self._call_ended(raw)
             raise _from_panic(failure, error) from None
-        self._call_ended(raw)
-        return result
+        finally:
+            if not call.running and call in in_flight:
+                in_flight.remove(call)
+
+    @property
+    def _calls(self) -> int:
+        """Calls that the driver still works on. After a cancelled or interrupted call it stays above 0."""
+        return len([call for call in self._in_flight if call.running])
 
     async def _finish_calls(self) -> None:
-        """Wait until the driver has ended the calls that were cancelled here, however they end."""
-        raw = self._raw
-        while self._unfinished:
-            call = self._unfinished.pop()
+        """Wait until the driver has ended the calls that were cancelled or interrupted here, however they end."""
+        raw, in_flight = self._raw, self._in_flight
+        for call in [call for call in in_flight if call.abandoned]:
             try:
                 await calls_in_flight.wait_for(call)
             except pysqlx_core.PySQLxError as error:
                 if raw is not None:
                     self._failure(QueryError, raw, error)
-            except Exception:  # noqa: BLE001 - nobody is there any more to be told
-                pass
-            except BaseException as error:
-                if not _is_panic(error):
-                    self._unfinished.append(call)
+            except BaseException:
+                if call.running:
                     raise
-            self._call_ended(raw)
-
-    def _call_ended(self, raw: pysqlx_core.Connection | None) -> None:
-        if raw is self._raw:  # not a call of the connection before this one
-            self._calls -= 1
+                # It has ended, and nobody is there any more to be told how.
+            if call in in_flight:
+                in_flight.remove(call)
 
     def _failure(
         self, failure: type[PySQLXError], raw: pysqlx_core.Connection, error: pysqlx_core.PySQLxError

@@ -12,6 +12,8 @@ import asyncio
 import atexit
 import os
 import threading
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -23,45 +25,39 @@ EXIT_GRACE = 0.2
 """Seconds that calls in flight get to end by themselves when the interpreter exits."""
 
 
-class _Wake:
-    """What the driver gets instead of an asyncio future: it yields itself once, and its thread waits for it."""
+class _NoLoop:
+    """What an asyncio future asks of its loop when it is made."""
 
-    __slots__ = ("_done", "_lock")
+    get_debug = bool
 
-    def __init__(self) -> None:
-        self._done = False
-        self._lock = threading.Lock()
-        self._lock.acquire()
 
-    def __iter__(self) -> Generator[_Wake, None, None]:
-        if not self._done:
-            yield self
+class _Wake(asyncio.Future[None]):
+    """What the driver is given to wait for: it yields itself once, unless it is done."""
 
-    __await__ = __iter__
-
-    def done(self) -> bool:
-        return self._done
-
-    def set_result(self, result: object) -> None:
-        self._done = True
-        self._lock.release()
-
-    def wait(self) -> None:
-        """Wait without the GIL. A signal's exception (KeyboardInterrupt) ends it."""
-        self._lock.acquire()
+    __slots__ = ()
 
 
 class _ThreadLoop:
-    """The part of an event loop that the driver uses. It has no state, so one serves every thread."""
+    """The part of an event loop that the driver uses, for one thread that drives.
 
-    def create_future(self) -> _Wake:
-        return _Wake()
+    A signal's exception (KeyboardInterrupt) comes up wherever its thread runs Python code, and the driver takes an
+    exception from a loop for a panic. So what the driver calls on the thread that drives is written in C: making a
+    future and iterating over it. It wakes from its own threads, where no signal arrives.
+    """
+
+    create_future = staticmethod(partial(_Wake, loop=_NoLoop()))  # type: ignore[arg-type]
+
+    def __init__(self) -> None:
+        self._woken: SimpleQueue[None] = SimpleQueue()
 
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: object, context: object = None) -> None:
         callback(*args)
+        self._woken.put(None)
 
-
-_THREAD_LOOP = _ThreadLoop()
+    def wait_for(self, wake: _Wake) -> None:
+        """Wait without the GIL. A signal's exception ends it."""
+        while not wake.done():  # else it was a wake that comes late, of one before this
+            self._woken.get()
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -72,10 +68,11 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """
     set_running_loop = asyncio._set_running_loop
     outer_loop = asyncio._get_running_loop()
+    thread_loop = _ThreadLoop()
     try:
         while True:
-            set_running_loop(_THREAD_LOOP)  # type: ignore[arg-type]
             try:
+                set_running_loop(thread_loop)  # type: ignore[arg-type]
                 wake = coroutine.send(None)
             except StopIteration as stop:
                 result: T = stop.value
@@ -87,36 +84,58 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
                 continue  # the driver was woken while it was being asked: it wants to be asked again
             if not isinstance(wake, _Wake):
                 raise RuntimeError(f"a driven coroutine may await the driver only, not {wake!r}")
-            wake.wait()
+            thread_loop.wait_for(wake)
     except BaseException:
         coroutine.close()
         raise
 
 
 class DriverCall(Generic[T]):
-    """A call of the driver that survives whoever awaits it."""
+    """A call of the driver that survives whoever awaits it, and knows whether the driver is done with it.
 
-    __slots__ = ("_coroutine", "interrupted")
+    An exception that a signal's handler raises can come up between any two steps of Python code, so the flags change
+    next to the step that they tell of.
+    """
+
+    __slots__ = ("_awaited", "_coroutine", "running")
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
-        self.interrupted = False
+        self.running = False
+        """It was handed to the driver, and the driver has not ended it."""
+        self._awaited = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it runs and nobody awaits it any more (cancelled, interrupted). It can be awaited once more."""
+        return self.running and not self._awaited
 
     def __await__(self) -> Generator[Any, None, T]:
         # Not `await coroutine`: that would hand a cancellation on to the driver, which then drops its half of the
         # call, and nobody would learn any more when the database has finished with it.
-        self.interrupted = False
-        while True:
-            try:
-                wake = self._coroutine.send(None)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            try:
+        self._awaited = True
+        try:
+            while True:
+                try:
+                    self.running = True
+                    wake = self._coroutine.send(None)
+                except StopIteration as stop:
+                    self.running = False
+                    result: T = stop.value
+                    return result
+                except BaseException:  # the driver's, or a signal's after it was asked
+                    self.running = not self._has_ended()
+                    raise
                 yield wake
-            except BaseException:
-                self.interrupted = True
-                raise
+        finally:
+            self._awaited = False
+
+    def _has_ended(self) -> bool:
+        try:
+            self._coroutine.send(None)  # it does no harm to ask once too often
+        except (StopIteration, RuntimeError):  # "cannot reuse already awaited coroutine"
+            return True
+        return False
 
     def close(self) -> None:
         """Drop the call. The database goes on with it; nobody learns when it ends."""
@@ -143,11 +162,12 @@ class _CallsInFlight:
     async def wait_for(self, call: DriverCall[T]) -> T:
         """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own.
 
-        Whoever is cancelled meanwhile does not take the call with it: `call.interrupted` is true then, and awaiting it
+        Whoever is cancelled meanwhile does not take the call with it: `call.abandoned` is true then, and awaiting it
         once more, in whatever loop, waits for its end.
         """
-        self._calls.add(call)  # before the look at `_exiting`: either this thread sees that flag, or `_drain` this call
         try:
+            # Before the look at `_exiting`: either this thread sees that flag, or `_drain` this call.
+            self._calls.add(call)
             if self._exiting:
                 if threading.current_thread().daemon:
                     threading.Event().wait()  # it would be stopped at its next step anyway

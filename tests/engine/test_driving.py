@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import uvloop
 
 from pysqlx_engine.engine import PySQLXEngine, PySQLXEngineSync
-from pysqlx_engine.engine.driving import drive
+from pysqlx_engine.engine.driving import DriverCall, drive
 
 from ..servers import Database, PostgresServer
 
@@ -99,6 +100,16 @@ async def test_a_cancelled_call_can_be_waited_for_to_its_end(database: Database)
         assert await conn.query_as_dict("SELECT 1 AS a") == [{"a": 1}]
 
 
+async def test_a_call_that_was_never_begun_is_not_waited_for(sqlite_uri: str) -> None:
+    async with PySQLXEngine(sqlite_uri) as conn:
+        await conn.execute("CREATE TABLE t (a int)")
+        call = DriverCall(conn._connection().execute(conn._statement("INSERT INTO t VALUES (1)", None)))
+        conn._in_flight.append(call)  # an interrupt came in between
+        assert conn._calls == 0
+        await conn._finish_calls()
+        assert await conn.query("SELECT a FROM t") == []
+
+
 def test_an_interrupt_ends_the_wait_and_the_call_stays_counted(postgres: PostgresServer) -> None:
     class Alarm(Exception):
         pass
@@ -119,6 +130,43 @@ def test_an_interrupt_ends_the_wait_and_the_call_stays_counted(postgres: Postgre
             assert conn._engine._calls == 1
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # interrupted before its first step
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interrupted])
+def test_an_interrupt_at_any_moment_comes_out_as_itself_and_leaves_nothing_behind(
+    sqlite_uri: str, kind: type[BaseException]
+) -> None:
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            raise kind
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupts = 0
+    try:
+        with PySQLXEngineSync(sqlite_uri) as conn:
+            ends = time.monotonic() + 2
+            while time.monotonic() < ends:
+                try:
+                    armed = True
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(3e-5, 3e-4))
+                    while True:
+                        assert conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+                except kind:
+                    armed = False
+                    interrupts += 1
+                assert asyncio._get_running_loop() is None
+                drive(conn._engine._finish_calls())
+                assert conn._engine._calls == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 100
 
 
 SCRIPTS = {
