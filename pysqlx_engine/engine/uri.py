@@ -87,8 +87,11 @@ def with_option(uri: DatabaseURI, key: str, value: str) -> DatabaseURI:
     return replace(uri, driver_uri=f"{base}?{options}{key}={quote(value, safe='')}")
 
 
-_SECRET_OPTION = re.compile(r"(?i)([?&][^=&]*(?:password|passwd|pwd|secret|token)[^=&]*=)[^&]*")
+_OPTION = re.compile(r"([?&])([^=&]*)=([^&]*)")
+_SECRET = re.compile(r"(?i)password|passwd|pwd|secret|token|^key$")
 _SECRET_PROPERTY = re.compile(r"(?i)(;[^=;]*(?:password|pwd|secret|token)[^=;]*=)(?:\s*\{(?:[^}]|\}\})*\}?|[^;]*)")
+# What stands for a SQL Server's port and is no number may be a password, e.g. of a URI written as for PostgreSQL.
+_NO_PORT = re.compile(r"(?i)^((?:jdbc:)?sqlserver://[^;]*?:)(?!\d+\s*(?:;|$))[^;\]]+(?=;|$)")
 
 
 def mask_uri(text: str) -> str:
@@ -105,8 +108,13 @@ def mask_uri(text: str) -> str:
         user, colon, _ = credentials.partition(":")
         if at and colon:
             rest = f"{user}:***@{server}"
-    shown = f"{scheme}{separator}{rest}"
-    return _SECRET_PROPERTY.sub(r"\1***", _SECRET_OPTION.sub(r"\1***", shown))
+    shown = _NO_PORT.sub(r"\1***", f"{scheme}{separator}{rest}")
+    return _SECRET_PROPERTY.sub(r"\1***", _OPTION.sub(_mask_option, shown))
+
+
+def _mask_option(option: re.Match[str]) -> str:
+    before, key, value = option.groups()
+    return f"{before}{key}={'***' if _SECRET.search(unquote(key)) else value}"
 
 
 def _invalid(text: str, reason: str) -> ConnectError:
@@ -159,7 +167,7 @@ def _sqlserver(text: str, rest: str) -> DatabaseURI:
         host, _, number = host.rpartition(":") if ":" in host and not host.endswith("]") else (host, "", "")
         number = number or properties.get("port", properties.get("portnumber", ""))
         if number and not number.isdecimal():
-            raise _invalid(text, f"the port {number!r} is not a number")
+            raise _invalid(text, "its port is not a number")  # which may be a password in the wrong place
         port = int(number) if number else _DEFAULT_PORTS["sqlserver"]
     host = _same_host(host.strip("[]"))
     database = "master"
@@ -187,7 +195,7 @@ def _sqlite(text: str, rest: str) -> DatabaseURI:
         raise _invalid(text, "it names no file; write sqlite:dev.db, or sqlite::memory: for a database in memory")
     suffix = question + options
     if path == ":memory:":
-        return DatabaseURI("sqlite", f"file::memory:{suffix}", None, text)
+        return DatabaseURI("sqlite", f"file::memory:{suffix}", None, mask_uri(text))
     # Absolute from here on: the working directory may change between now and the next connection.
     absolute = os.path.abspath(path)
     identity = f"sqlite:{os.path.realpath(absolute)}"

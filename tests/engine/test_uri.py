@@ -113,6 +113,11 @@ WITH_SECRETS = [
     f"sqlserver://db;user=sa;password={SECRET};database=x",
     f"sqlserver://db;user=sa;PWD={{a;{SECRET}}}}};b}};database=x",
     f"jdbc:sqlserver://db:x;password={SECRET}",
+    f"sqlserver://db:{SECRET};database=x",
+    f"postgresql://me@db/x?p%61ssword={SECRET}",
+    f"sqlite:./x.db?password={SECRET}",
+    f"sqlite::memory:?password={SECRET}",
+    f"file:x.db?key={SECRET}",
 ]
 
 
