@@ -172,7 +172,7 @@ class PySQLXEngine:
         statement = self._statement(sql, parameters)
         affected = await self._call(ExecuteError, raw.execute, statement)
         if effect_of(sql) is Effect.ENDS:
-            self._dirty = False
+            self._dirty = self._tainted
         return affected
 
     async def raw_cmd(self, sql: str) -> None:
@@ -189,7 +189,7 @@ class PySQLXEngine:
             log_statement(sql, [], sql, {})
         await self._call(RawCmdError, raw.raw_cmd, statement)
         if effect is Effect.ENDS:
-            self._dirty = False
+            self._dirty = self._tainted
 
     async def begin(self) -> None:
         """Start a transaction. Raises RawCmdError, NotConnectedError."""

@@ -85,9 +85,25 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             if not isinstance(wake, _Wake):
                 raise RuntimeError(f"a driven coroutine may await the driver only, not {wake!r}")
             thread_loop.wait_for(wake)
+            stay_if_leaving()
     except BaseException:
         coroutine.close()
         raise
+
+
+_leaving = threading.Event()
+
+
+def leave() -> None:
+    """The interpreter exits. From now on daemon threads that wait here are not resumed."""
+    _leaving.set()
+
+
+def stay_if_leaving() -> None:
+    """Never return to the code of a daemon thread while the interpreter exits. What it waited for has been cut off, and
+    it would be stopped at some point anyway; if that is while it prints the traceback, the process aborts."""
+    if _leaving.is_set() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 class DriverCall(Generic[T]):

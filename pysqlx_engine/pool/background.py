@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ..engine.driving import leave
+
 EXIT_TIMEOUT = 2.0
 """Seconds that closing all pools may take at interpreter exit."""
 
@@ -86,6 +88,7 @@ def at_exit(callback: Callable[[], None], *, after_pools: bool = False) -> None:
 
 
 def _shut_down() -> None:
+    leave()
     for callback in _at_exit:
         with contextlib.suppress(Exception):  # the thread has to end all the same
             callback()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
+from ..engine.driving import stay_if_leaving
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
 from ..engine.uri import DatabaseURI, with_option
 from ..errors import (
@@ -41,9 +42,12 @@ logger = logging.getLogger("pysqlx_engine")
 
 T = TypeVar("T")
 
-OPEN_TIMEOUT = 15.0
-"""Seconds after which an attempt to connect is given up, on top of what the driver's own connect_timeout does: a server
-that accepts and then says nothing must not block the way for ever."""
+OPEN_TIMEOUT = 75.0
+"""Seconds after which an attempt to connect is given up: more than the driver's connect_timeout (5 s) and the wait for
+a server that is still at work on a login (60 s). A server that accepts and then says nothing must not block the way
+for ever."""
+CLEAN_TIMEOUT = 15.0
+"""Seconds that the ROLLBACK of an open transaction may take at check-in, before the connection is closed instead."""
 BACKOFF = (0.05, 2.0)
 """Seconds between attempts to connect after a failure: the first, doubling up to the last, each with jitter."""
 CLOSE_TIMEOUT = 10.0
@@ -115,12 +119,13 @@ class PoolRuntime:
         except BaseException:
             self._leave(waiter)
             raise
+        stay_if_leaving()
         return self._settle(waiter, timeout)
 
     def check_in(self, conn: ConnInfo) -> None:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
-        if engine._calls or engine._dirty or engine._failed or engine._raw is None:
+        if engine._calls or engine._dirty or engine._failed or engine._raw is None:  # tainted is dirty too
             background().spawn(self._clean(conn))
             return
         conn.last_used = time.monotonic()
@@ -253,10 +258,10 @@ class PoolRuntime:
         engine: PySQLXEngine = conn.engine
         if engine._provider == "sqlite":
             await _driver_is_done(engine)
-        reusable = not engine._calls and not engine._failed and engine._raw is not None
+        reusable = not engine._calls and not engine._failed and not engine._tainted and engine._raw is not None
         if reusable and engine._dirty:
             try:
-                async with asyncio.timeout(OPEN_TIMEOUT):
+                async with asyncio.timeout(CLEAN_TIMEOUT):
                     await engine.rollback()
             except PySQLXError as error:
                 # SQLite refuses a ROLLBACK when no transaction is open, which is what is wanted.
@@ -572,8 +577,8 @@ def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
 async def _driver_is_done(engine: PySQLXEngine) -> None:
     """Wait for calls that were cancelled, or that somebody else still makes. A server can be told that its client is
     gone, and tells when it is done; the driver's threads that work on an SQLite file can only be waited for."""
-    await engine._finish_calls()
     while engine._calls:
+        await engine._finish_calls()
         await asyncio.sleep(0.01)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 from .allocation import Claim, allocate
 from .messages import (
@@ -27,7 +28,6 @@ from .messages import (
     Ceiling,
     Denied,
     Detach,
-    Endpoints,
     FromCoordinator,
     Granted,
     HeldLease,

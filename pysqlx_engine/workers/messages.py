@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 
 VERSION = 1
 MAX_MESSAGE = 1024 * 1024
 """Bytes. A longer message is dropped unread."""
-
-Endpoints = tuple[str, str]
-"""The two ends of a TCP connection, local then remote, as "host:port"."""
 
 
 class HeldLease(msgspec.Struct, array_like=True, frozen=True):

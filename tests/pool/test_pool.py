@@ -165,6 +165,19 @@ async def test_an_open_transaction_is_rolled_back_at_check_in(database: Database
             assert await conn.query_as_dict("SELECT a FROM t") == [{"a": 2}]
 
 
+async def test_what_a_rollback_does_not_undo_closes_the_connection(mysql_db: Database) -> None:
+    async with PySQLXEnginePool(mysql_db.uri, min_size=1, max_size=1) as pool:
+        async with pool.connection() as conn:
+            await conn.execute("CREATE TABLE t (a INTEGER)")
+        for statement in ("LOCK TABLES t WRITE", "SET autocommit = 0"):
+            async with pool.connection() as conn:
+                before = await conn.query_as_dict("SELECT connection_id() AS id")
+                await conn.raw_cmd(statement)
+                await conn.commit()
+            async with pool.connection() as conn:
+                assert await conn.query_as_dict("SELECT connection_id() AS id") != before
+
+
 async def test_an_error_in_a_query_keeps_the_connection(database: Database) -> None:
     async with PySQLXEnginePool(database.uri, min_size=1, max_size=1) as pool:
         with pytest.raises(QueryError):
