@@ -2,7 +2,8 @@
 
 One thread per destination (our stdout, our stderr) reads the children's pipes and writes with plain blocking writes.
 A terminal that is slow or stopped blocks that thread; the children then fill their pipes and block as they would on the
-terminal itself. The supervisor's loop never writes to a terminal, so nothing of this can delay a signal or a restart.
+terminal itself, until the run is being stopped. The supervisor's loop never writes to a terminal, so nothing of this
+can delay a signal or a restart.
 The pipes are the only buffers: 64 KiB per stream, and `_LINE_LIMIT` for a line that has no end.
 """
 
@@ -11,14 +12,18 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import select
 import selectors
 import threading
+import time
 from collections.abc import Mapping
 
 __all__ = ["Pump", "line_prefix"]
 
 _CHUNK = 64 * 1024
 _LINE_LIMIT = 1024 * 1024
+_PATIENCE = 1.0  # seconds
+_LOOK = 200  # milliseconds between two looks whether we are in a hurry, while nobody reads
 _COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 
 
@@ -70,6 +75,7 @@ class Pump:
         self._added: collections.deque[_Stream] = collections.deque()
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = False
+        self._in_a_hurry = False
         self._broken = False
         # A daemon: when nobody reads our output any more, the supervisor must still be able to end.
         self._thread = threading.Thread(target=self._run, name=f"output-{destination}", daemon=True)
@@ -80,6 +86,11 @@ class Pump:
         os.set_blocking(descriptor, False)
         self._added.append(_Stream(descriptor, prefix))
         self._poke()
+
+    def hurry(self) -> None:
+        """The run is being stopped. A reader that does not read holds the children up no longer than `_PATIENCE`: a
+        child that cannot get rid of its last line could never end. What nobody reads is dropped from then on."""
+        self._in_a_hurry = True
 
     def close(self, timeout: float | None) -> None:
         """Copy what the streams hold now, then stop. A reader that does not read is waited for `timeout` seconds."""
@@ -131,16 +142,27 @@ class Pump:
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view and not self._broken:
+            if not self._writable():
+                self._broken = True
+                return
             try:
-                view = view[os.write(self._destination, view) :]
-            except BlockingIOError:  # somebody made our terminal non-blocking
-                _wait_writable(self._destination)
+                view = view[
+                    os.write(self._destination, view[: select.PIPE_BUF]) :
+                ]  # a pipe takes that without blocking
+            except BlockingIOError:  # somebody made our terminal non-blocking, and others write to it too
+                continue
             except OSError:
                 # Nobody reads any more (`| head`): the workers' work matters more than their words.
                 self._broken = True
 
-
-def _wait_writable(descriptor: int) -> None:
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_WRITE)
-        selector.select()
+    def _writable(self) -> bool:
+        """Wait until the destination takes something; False when it does not and we are in a hurry."""
+        poller = select.poll()
+        poller.register(self._destination, select.POLLOUT)
+        deadline: float | None = None
+        while not poller.poll(_LOOK):
+            if self._in_a_hurry:
+                deadline = deadline or time.monotonic() + _PATIENCE
+                if time.monotonic() > deadline:
+                    return False
+        return True

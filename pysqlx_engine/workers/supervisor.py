@@ -457,6 +457,8 @@ class Supervisor:
             return
         self._stopping = True
         self._kill_at = time.monotonic() + self._plan.graceful_timeout
+        self._stdout.hurry()
+        self._stderr.hurry()
         for slot in self._all_slots():
             slot.restart_at = None
         for slot in self._slots:
