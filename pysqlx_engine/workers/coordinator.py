@@ -40,7 +40,7 @@ LEARNING = 2.0
 What the journal says of the silent one stays charged."""
 RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
-ORPHAN_POLL = (0.002, 0.05)
+ORPHAN_POLL = (0.002, 0.02)
 """Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone: at first,
 and growing to the second."""
 STATUS_WAIT = 0.25
