@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.driving import stay_if_leaving
@@ -40,6 +40,7 @@ from .stats import Counters, PoolStats
 
 logger = logging.getLogger("pysqlx_engine")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 OPEN_TIMEOUT = 75.0
@@ -129,7 +130,7 @@ class PoolRuntime:
             background().spawn(self._clean(conn))
             return
         conn.last_used = time.monotonic()
-        with self._lock:
+        with self._lock:  # as `_decide` does: this is the hot path, and saves the call
             effects = self.core.check_in(conn)
         if effects is not None:
             self._perform(effects)
@@ -173,6 +174,13 @@ class PoolRuntime:
         raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}")
 
     # -- performing what the core decided -------------------------------------------------------------------------
+
+    def _decide(self, event: Callable[P, Effects | None], *arguments: P.args, **named: P.kwargs) -> None:
+        """Let the core decide on an event, and perform what it decided."""
+        with self._lock:
+            effects = event(*arguments, **named)
+        if effects is not None:
+            self._perform(effects)
 
     def _perform(self, effects: Effects) -> None:
         for waiter in effects.wake:
@@ -236,9 +244,7 @@ class PoolRuntime:
         self._perform(effects)
 
     def _try_again(self) -> None:
-        with self._lock:
-            effects = self.core.try_again()
-        self._perform(effects)
+        self._decide(self.core.try_again)
 
     async def _close(self, conn: ConnInfo) -> None:
         if conn.engine._provider == "sqlite":
@@ -248,9 +254,7 @@ class PoolRuntime:
         logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, time.monotonic() - conn.opened_at)
         await conn.session.closed_by_server(busy=busy)
         self._counters.closed += 1
-        with self._lock:
-            effects = self.core.closed(conn)
-        self._perform(effects)
+        self._decide(self.core.closed, conn)
 
     async def _clean(self, conn: ConnInfo) -> None:
         """Make a used connection fit for the next one, or close it. Nothing carries over: not a running query, not an
@@ -269,35 +273,24 @@ class PoolRuntime:
             except TimeoutError:
                 reusable = False
             engine._dirty = False
-        with self._lock:
-            effects = self.core.check_in(conn, reusable=reusable)
-        if effects is not None:
-            self._perform(effects)
+        self._decide(self.core.check_in, conn, reusable=reusable)
 
     # -- the budget's side ----------------------------------------------------------------------------------------
 
     def granted(self, leases: Sequence[Lease]) -> None:
-        with self._lock:
-            effects = self.core.granted(leases)
-        self._perform(effects)
+        self._decide(self.core.granted, leases)
 
     def denied(self) -> None:
-        with self._lock:
-            effects = self.core.deny()
-        self._perform(effects)
+        self._decide(self.core.deny)
 
     def set_ceiling(self, ceiling: int | None) -> None:
-        with self._lock:
-            effects = self.core.set_ceiling(ceiling)
-        self._perform(effects)
+        self._decide(self.core.set_ceiling, ceiling)
 
     def resized(self, size: int) -> None:
         self.core.budget_size = size
 
     def refused(self, error: BaseException) -> None:
-        with self._lock:
-            effects = self.core.fail_waiters(error)
-        self._perform(effects)
+        self._decide(self.core.fail_waiters, error)
 
     def tell_demand(self) -> Demand:
         with self._lock:
@@ -415,9 +408,7 @@ class PoolRuntime:
         self._perform(effects)
 
     async def _finish(self) -> None:
-        with self._lock:
-            effects = self.core.close()
-        self._perform(effects)
+        self._decide(self.core.close)
         if self._monitor is not None:
             self._monitor.cancel()
             await asyncio.wait([self._monitor])
@@ -487,13 +478,8 @@ class PoolRuntime:
                 conn.retire = conn.retire or conn.opened_at < too_old
         for conn in idle:
             if conn.opened_at < too_old or not conn.engine.connected or not conn.engine.is_healthy():
-                with self._lock:
-                    effects = self.core.discard_idle(conn)
-                if effects is not None:
-                    self._perform(effects)
-        with self._lock:
-            effects = self.core.replenish()
-        self._perform(effects)
+                self._decide(self.core.discard_idle, conn)
+        self._decide(self.core.replenish)
 
     # -- what it says about itself --------------------------------------------------------------------------------
 

@@ -51,7 +51,6 @@ STATUS_WAIT = 0.25
 class CoordinatorConfig:
     directory: str
     """The run's directory, see `rundir`."""
-    run_id: str
     max_size: int | None
     """The operator's budget for each database; None: what the scripts state."""
     name: str

@@ -294,8 +294,7 @@ class Ledger:
             return
         budget, pool = found
         if demand.waiting and not pool.demand.waiting:
-            self._arrivals += 1
-            pool.since = self._arrivals
+            self._queue_up(pool)
         pool.demand, pool.received = demand, received
         pool.current = pool.ceiling is not None or demand.waiting > 0
         self._balance(budget)
@@ -316,10 +315,13 @@ class Ledger:
         budget, pool = found
         back = [pool.leases.pop(lease) for lease in leases if lease in pool.leases]
         if back and pool.demand.waiting:
-            self._arrivals += 1
-            pool.since = self._arrivals  # it had its turn; whoever has waited meanwhile comes first
+            self._queue_up(pool)  # it had its turn; whoever has waited meanwhile comes first
         self._record_returned(budget, pool, back)
         self._balance(budget)
+
+    def _queue_up(self, pool: Pool) -> None:
+        self._arrivals += 1
+        pool.since = self._arrivals
 
     def _record_returned(self, budget: Budget, pool: Pool, back: Iterable[HeldLease]) -> None:
         self.records.extend(Record("returned", budget.database, pool.key, held) for held in back)

@@ -331,7 +331,6 @@ class Supervisor:
 
         return CoordinatorConfig(
             directory=str(self._plan.directory.path),
-            run_id=self._run_id,
             max_size=self._plan.max_size,
             name=self._plan.name,
         )

@@ -21,7 +21,7 @@ COORDINATOR = """
 import multiprocessing, sys
 from pysqlx_engine.workers.coordinator import CoordinatorConfig, main
 
-main(CoordinatorConfig(directory=sys.argv[1], run_id="alone", max_size=int(sys.argv[2]), name="alone"))
+main(CoordinatorConfig(directory=sys.argv[1], max_size=int(sys.argv[2]), name="alone"))
 """
 USER = """
 import sys, threading
