@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import multiprocess
 from multiprocess import resource_tracker
+from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
 from .output import Pump, line_prefix
@@ -287,6 +288,9 @@ class Supervisor:
         finally:
             for close in ours:
                 close()
+        # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We reap: a
+        # death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
+        reaped_by_multiprocess.discard(process)
         child = _Child(slot, process, os.pidfd_open(process.pid), time.monotonic(), control=control, ready=ready)
         slot.child = self._children[child.pid] = child
         slot.failed = False

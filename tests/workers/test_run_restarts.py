@@ -67,6 +67,16 @@ def test_a_worker_that_is_killed_comes_back_alone(tmp_path: Path):
         assert run.wait() == 0
 
 
+def test_workers_that_end_while_others_are_started_are_seen_to_end(tmp_path: Path):
+    """What is beyond a pipe's 64 KiB makes each start wait until the child reads, so the first end before the last."""
+    name = script(tmp_path, "sys.exit(1 if os.environ['PYSQLX_WORKER_ID'] == '0' and not restarts else 0)")
+    large = "x" * 100_000
+    status, out, err = finished(tmp_path, "-w", "12", name, large, large, PYSQLX_COORDINATOR=JOINS_ANOTHER)
+    assert status == 0
+    assert sorted(out) == sorted([f"[worker {number}] start 0" for number in range(12)] + ["[worker 0] start 1"])
+    assert [line.split(";")[0] for line in err] == ["pysqlx-run: worker 0 ended with status 1"]
+
+
 def test_what_a_killed_worker_had_started_ends_with_it(tmp_path: Path):
     name = script(
         tmp_path,
