@@ -172,7 +172,7 @@ class Ledger:
         budget = self._budget(claim.database)
         if claim.stated and budget.stated_by != "operator" and not self._state_size(budget, key, claim):
             return
-        if claim.stated and claim.max_size > budget.size:
+        if claim.stated and claim.max_size > budget.size and not claim.leases:  # who holds leases was told before
             self._say_capped(budget, claim)
         # Whatever was known of the pool before: what it claims now is what it holds.
         pool = Pool(key, claim.name, claim.min_size, {held.lease: held for held in claim.leases})

@@ -18,27 +18,31 @@ import pytest
 from pysqlx_engine import PySQLXEngineSync
 from tests.servers import Database, PostgresServer
 
-from .runs import started
+from .runs import started, wait_gone
 from .sampling import watching
 
 BUDGET = 8
 
-# Every worker keeps `tasks` tasks busy until it is told that it is enough, then says how many queries it made.
+# The busy workers keep twenty tasks busy until they are told that it is enough, then say how many queries they made.
+# With the argument "gated" each begins with one task, and the others wait to be told that more is wanted.
 BUSY = """
 import asyncio, os, pathlib, sys
 from pysqlx_engine import PySQLXEnginePool
 
 uri, sql, busy_workers = sys.argv[1:4]
+gated = sys.argv[4:] == ["gated"]
 worker = os.environ["PYSQLX_WORKER_ID"]
 
 async def main():
     queries = 0
-    enough = pathlib.Path("enough")
+    enough, more = pathlib.Path("enough"), pathlib.Path("more")
     async with PySQLXEnginePool(uri=uri, min_size=1, max_size=30) as pool:
         print("started", worker, os.getpid(), flush=True)
 
-        async def work():
+        async def work(number):
             nonlocal queries
+            while gated and number > 0 and not more.exists():
+                await asyncio.sleep(0.01)
             while not enough.exists():
                 async with pool.connection() as conn:
                     if not enough.exists():  # those that waited long have nothing to do any more
@@ -46,7 +50,7 @@ async def main():
                 queries += 1
 
         if worker in busy_workers.split(","):
-            await asyncio.gather(*(work() for _ in range(20)))
+            await asyncio.gather(*(work(number) for number in range(20)))
         while not enough.exists():
             await asyncio.sleep(0.01)
         print("queries", worker, queries, flush=True)
@@ -196,30 +200,30 @@ def test_a_killed_workers_leases_on_a_server_that_does_not_notice_wait_until_it_
 
 
 def test_without_a_coordinator_nobody_sees_an_error_and_growth_resumes_with_the_next_one(
-    tmp_path: Path, busy: str, postgres: PostgresServer, postgresql_db: Database
+    tmp_path: Path, busy: str, database: Database
 ) -> None:
-    arguments = ("-w", "3", "--max-size", str(BUDGET), "--name", "orphaned", busy, postgresql_db.uri)
+    arguments = ("-w", "3", "--max-size", str(BUDGET), "--name", "orphaned", busy, database.uri)
     with (
-        watching(postgresql_db) as samples,
-        postgres.admin() as observer,
-        started(tmp_path, *arguments, postgresql_db.sleep_sql(0.02), "0,1,2") as run,
+        watching(database) as samples,
+        started(tmp_path, *arguments, database.sleep_sql(0.02), "0,1,2", "gated") as run,
     ):
         for _ in range(3):
             run.line_with("started")
+        samples.wait_for(3)
+        coordinator = run.pid_titled("pysqlx-run: coordinator")
+        os.kill(coordinator, signal.SIGKILL)
+        wait_gone([coordinator])
+        (tmp_path / "more").touch()  # nobody can grow but with the next coordinator
         samples.wait_for(BUDGET)
-        os.kill(run.pid_titled("pysqlx-run: coordinator"), signal.SIGKILL)
-        # Somebody ends sessions: they have to be opened anew, and for that a coordinator is needed.
-        observer.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name LIKE 'pysqlx orphaned worker 0%'"
-        )
-        deadline = time.monotonic() + 10
-        samples.seen.clear()
-        samples.wait_for(BUDGET)
-        while len(status(tmp_path, "orphaned")["workers"]) != 3:
-            assert time.monotonic() < deadline
+        until(lambda: len(status(tmp_path, "orphaned")["workers"]) == 3)
+        assert [worker["restarts"] for worker in status(tmp_path, "orphaned")["workers"]] == [0, 0, 0]
         enough(tmp_path)
-        output = "\n".join(run.rest())
+        output = run.rest()
         assert run.wait() == 0, output
     assert samples.most == BUDGET, samples
-    assert output.count("queries") == 3
+    # Besides the numbers of queries: what the supervisor and each worker say about the coordinator.
+    said = sorted(line.partition(";")[0] for line in output if "queries" not in line)
+    assert said == [f"[worker {number}] Pool: the coordinator is gone" for number in range(3)] + [
+        "pysqlx-run: coordinator was ended by signal 9 (SIGKILL)"
+    ]
+    assert len(output) == len(said) + 3, output
