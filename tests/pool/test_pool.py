@@ -86,9 +86,9 @@ async def test_waiters_are_served_in_the_order_in_which_they_came(sqlite_uri: st
 
 
 async def test_who_waits_too_long_learns_the_numbers(sqlite_uri: str) -> None:
-    async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, conn_timeout=0.05) as pool, pool.connection():
+    async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, conn_timeout=0.5) as pool, pool.connection():
         with pytest.raises(
-            PoolTimeoutError, match=r"no connection within 0\.1 s: budget 1/1 leased \(1 here: 1 in use"
+            PoolTimeoutError, match=r"no connection within 0\.5 s: budget 1/1 leased \(1 here: 1 in use"
         ):
             async with pool.connection():
                 pass
@@ -97,7 +97,7 @@ async def test_who_waits_too_long_learns_the_numbers(sqlite_uri: str) -> None:
 
 
 def test_threads_time_out_too(sqlite_uri: str) -> None:
-    pool = PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1, conn_timeout=0.05)
+    pool = PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1, conn_timeout=0.5)
     with pool, pool.connection(), pytest.raises(PoolTimeoutError), pool.connection():
         pass
 

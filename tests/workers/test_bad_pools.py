@@ -15,7 +15,7 @@ import asyncio, os
 from pysqlx_engine import PySQLXEnginePool
 
 async def main():
-    async with PySQLXEnginePool(uri={uri!r}, min_size=1, max_size={max_size}, conn_timeout=0.5) as pool:
+    async with PySQLXEnginePool(uri={uri!r}, min_size=1, max_size={max_size}, conn_timeout={timeout}) as pool:
         async with pool.connection() as conn:
             print(await conn.query_first("SELECT 1 AS a"))
         await asyncio.sleep({stay})
@@ -25,8 +25,8 @@ asyncio.run(main())
 SECRET = "sesame"
 
 
-def write(directory: Path, uri: str, max_size: str = "30", stay: float = 0) -> str:
-    (directory / "worker.py").write_text(SCRIPT.format(uri=uri, max_size=max_size, stay=stay))
+def write(directory: Path, uri: str, max_size: str = "30", stay: float = 0, timeout: float = 30.0) -> str:
+    (directory / "worker.py").write_text(SCRIPT.format(uri=uri, max_size=max_size, stay=stay, timeout=timeout))
     return "worker.py"
 
 
@@ -49,7 +49,8 @@ def test_an_unknown_provider(tmp_path: Path, workers: str) -> None:
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_a_server_that_cannot_be_reached(tmp_path: Path, workers: str) -> None:
     port = free_port()
-    line = only_line(tmp_path, "-w", workers, write(tmp_path, f"postgresql://me:{SECRET}@127.0.0.1:{port}/shop"))
+    script = write(tmp_path, f"postgresql://me:{SECRET}@127.0.0.1:{port}/shop", timeout=0.5)
+    line = only_line(tmp_path, "-w", workers, script)
     assert line.startswith("pysqlx-run: worker.py: PoolTimeoutError: no connection within 0.5 s")
     assert f"127.0.0.1:{port}" in line
 

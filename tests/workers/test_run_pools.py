@@ -79,7 +79,7 @@ def wait_for(name):
 is_late, is_first_life = os.environ["PYSQLX_WORKER_ID"] == "1", os.environ["PYSQLX_WORKER_RESTARTS"] == "0"
 if is_late:
     wait_for("away")
-with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=1, max_size=4, conn_timeout=0.5):
+with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=1, max_size=4, conn_timeout=1.5):
     print("up", flush=True)
     if is_first_life and not is_late:
         wait_for("away")
