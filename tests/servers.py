@@ -181,18 +181,27 @@ def mysql_database(server_uri: str, name: str) -> Iterator[Database]:
 
 
 def open_descriptors(path: Path) -> int:
-    """How many descriptors are open on the file at `path`, in every process that may be looked at."""
+    """How many descriptors are open on the file at `path` at one moment, in every process that may be looked at.
+
+    A look at all processes takes a while, in which one may close the file and another open it. So there are two looks,
+    and what counts are the descriptors of both: between the looks, all of these were open.
+    """
+    return len(_descriptors_on(path) & _descriptors_on(path))
+
+
+def _descriptors_on(path: Path) -> set[str]:
+    found: set[str] = set()
     try:
         wanted = path.stat()
     except FileNotFoundError:
-        return 0
-    found = 0
+        return found
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             for descriptor in os.scandir(f"/proc/{process}/fd"):
                 with contextlib.suppress(OSError):
                     status = os.stat(descriptor.path)
-                    found += (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
+                    if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                        found.add(descriptor.path)
     return found
 
 
