@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
+import time
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -163,8 +165,9 @@ class _CallsInFlight:
 
     A driver's thread that has finished a call takes the GIL, and CPython (3.11 to 3.13) terminates a thread that asks a
     finalising interpreter for it: the process aborts, with status 134 in place of its own. So at exit no call is let in
-    any more, and those in flight get `EXIT_GRACE` to end. What takes longer than that, or was cancelled before, could
-    do harm only by ending within the few milliseconds that finalising takes.
+    any more, and those in flight get `EXIT_GRACE` to end; and a driver's thread that has woken whoever waited for a
+    call, but is not out of Python again, is waited for as long. What takes longer than that, or was cancelled before,
+    could do harm only by ending within the few milliseconds that finalising takes.
     """
 
     def __init__(self) -> None:
@@ -196,10 +199,21 @@ class _CallsInFlight:
 
     def _drain(self) -> None:
         self._exiting = True
+        deadline = time.monotonic() + EXIT_GRACE
         if self._calls:
             self._none_left.wait(EXIT_GRACE)
         for call in list(self._calls):
             call.close()
+        while True:
+            time.sleep(0.001)  # first: one that waits for the GIL has no frame yet, and gets it now
+            if not _foreign_threads_in_python() or time.monotonic() > deadline:
+                return
+
+
+def _foreign_threads_in_python() -> bool:
+    """Whether a thread runs Python code that Python did not start, as the driver's do."""
+    own = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+    return not own.issuperset(sys._current_frames())
 
 
 calls_in_flight = _CallsInFlight()

@@ -65,3 +65,43 @@ def test_a_script_that_never_stops_its_pool_ends_cleanly(database: Database, scr
         deadline = time.monotonic() + (5 if state == "busy" else 0)
         while sample():
             assert time.monotonic() < deadline, "sessions are left"
+
+
+# The driver's thread has woken whoever waited for the call and is slow to leave Python, as on a machine that has
+# something else to do. Had it not been waited for, it would ask a finalising interpreter for the GIL: SIGABRT.
+SLOW_TO_LEAVE = """
+import asyncio.selector_events, sys, threading, time
+from pysqlx_engine.engine import driving
+from pysqlx_engine import PySQLXEnginePoolSync
+
+late = []
+
+def slowly():
+    late.append(threading.get_ident())
+    for _ in range(100):
+        time.sleep(0.0005)
+
+class ThreadLoop(driving._ThreadLoop):
+    def call_soon_threadsafe(self, *arguments, **named):
+        super().call_soon_threadsafe(*arguments, **named)
+        slowly()
+
+class EventLoop(asyncio.SelectorEventLoop):
+    def _write_to_self(self):
+        super()._write_to_self()
+        if threading.get_ident() not in {thread.ident for thread in threading.enumerate()}:
+            slowly()
+
+driving._ThreadLoop = ThreadLoop
+asyncio.new_event_loop = EventLoop
+with PySQLXEnginePoolSync(sys.argv[1], min_size=1) as pool:
+    with pool.connection() as conn:
+        conn.query_first(sys.argv[2])
+print(bool(late))
+"""
+
+
+def test_a_thread_of_the_driver_that_is_still_in_python_is_waited_for(database: Database) -> None:
+    command = [sys.executable, "-c", SLOW_TO_LEAVE, database.uri, database.sleep_sql(0.02)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
