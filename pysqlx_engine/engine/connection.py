@@ -71,6 +71,8 @@ class PySQLXEngine:
         self._in_flight: list[DriverCall[Any]] = []
         self._dirty = False
         """A transaction may be open."""
+        self._in_transaction = False
+        """A transaction was opened, and not ended by anything we know of."""
         self._tainted = False
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._failed = False
@@ -172,7 +174,7 @@ class PySQLXEngine:
         statement = self._statement(sql, parameters)
         affected = await self._call(ExecuteError, raw.execute, statement)
         if effect_of(sql) is Effect.ENDS:
-            self._dirty = self._tainted
+            self._transaction_ended()
         return affected
 
     async def raw_cmd(self, sql: str) -> None:
@@ -189,7 +191,7 @@ class PySQLXEngine:
             log_statement(sql, [], sql, {})
         await self._call(RawCmdError, raw.raw_cmd, statement)
         if effect is Effect.ENDS:
-            self._dirty = self._tainted
+            self._transaction_ended()
 
     async def begin(self) -> None:
         """Start a transaction. Raises RawCmdError, NotConnectedError."""
@@ -212,7 +214,7 @@ class PySQLXEngine:
         raw = self._connection()
         if isolation_level is not None:
             _check_isolation_level(isolation_level)
-        self._dirty = True
+        self._expect(Effect.OPENS)
         await self._call(StartTransactionError, raw.start_transaction, isolation_level)
 
     async def set_isolation_level(self, isolation_level: IsolationLevel) -> None:
@@ -230,6 +232,7 @@ class PySQLXEngine:
             raise AlreadyConnectedError
         LOG_CONFIG.check()
         self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
+        self._in_transaction = False
         try:
             self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
         except pysqlx_core.PySQLxError as error:
@@ -255,10 +258,15 @@ class PySQLXEngine:
 
     def _expect(self, effect: Effect) -> None:
         """Note, before a statement is sent, what it may leave behind."""
-        if effect in (Effect.MAY_OPEN, Effect.TAINTS):
+        if effect in (Effect.OPENS, Effect.MAY_OPEN, Effect.TAINTS):
             self._dirty = True
+        if effect is Effect.OPENS:
+            self._in_transaction = True
         if effect is Effect.TAINTS:
             self._tainted = True
+
+    def _transaction_ended(self) -> None:
+        self._dirty, self._in_transaction = self._tainted, False
 
     async def _call(
         self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object

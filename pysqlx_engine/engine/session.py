@@ -47,10 +47,14 @@ LOGIN_POLL = 0.02
 LOGIN_TIMEOUT = 60.0
 """Seconds that it is waited for: then the kernel forgets a connection whose client is gone."""
 
-# The label and the liveness check go out in one round trip with the question who we are. A value that somebody
-# configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
+# The label and the liveness check go out in one round trip with the question who we are, and how many may be. A value
+# that somebody configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
 _POSTGRESQL = f"""
 SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
+       LEAST(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+             - COALESCE(current_setting('reserved_connections', true)::int, 0),
+             (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user),
+             (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database())) AS server_limit,
        CASE current_setting('client_connection_check_interval', true)
        WHEN '0' THEN set_config('client_connection_check_interval', '{LIVENESS_CHECK}', false)
        ELSE current_setting('client_connection_check_interval', true) END AS liveness
@@ -58,6 +62,8 @@ SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
 _POSTGRESQL_PLAIN = "SELECT pg_backend_pid() AS server_id, inet_client_port() AS port"
 _MYSQL = """
 SELECT connection_id() AS server_id,
+       LEAST(@@max_connections, IF(@@max_user_connections = 0, @@max_connections, @@max_user_connections))
+       AS server_limit,
        (SELECT host FROM information_schema.processlist WHERE id = connection_id()) AS host
 """
 
@@ -85,6 +91,7 @@ class ServerSession:
         "address",
         "liveness_checked",
         "server_id",
+        "server_limit",
     )
 
     def __init__(
@@ -95,8 +102,11 @@ class ServerSession:
         in_process: bool = False,
         file: SqliteFile | None = None,
         liveness_checked: bool = False,
+        server_limit: int | None = None,
     ) -> None:
         self.server_id = server_id
+        self.server_limit = server_limit
+        """Connections that the server takes from ordinary users at most, as far as it tells."""
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
         self._in_process = in_process
@@ -136,6 +146,18 @@ class ServerSession:
                 own_socket.shutdown(socket.SHUT_WR)
             await _end_of_file(own_socket)
             return True
+
+    def seems_alive(self) -> bool:
+        """False when the server has closed its side, as far as that has arrived here. Asks nobody: a server that has
+        vanished, and a session that cannot be observed, seem alive."""
+        if self._socket is None:
+            return True
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def cut(self) -> None:
         """End the connection on our side at once, whatever the server does: at interpreter exit. The driver's thread
@@ -208,12 +230,16 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.so
             row = await engine.query_first_as_dict(_POSTGRESQL_PLAIN)
         assert row is not None
         checked = row.get("liveness") not in {None, "0"}
-        return ServerSession(int(row["server_id"]), find(row["port"]), liveness_checked=checked)
+        return ServerSession(
+            int(row["server_id"]), find(row["port"]), liveness_checked=checked, server_limit=row.get("server_limit")
+        )
     if provider == "mysql":
         row = await engine.query_first_as_dict(_MYSQL)
         assert row is not None
         _, _, port = str(row["host"]).rpartition(":")
-        return ServerSession(int(row["server_id"]), find(int(port) if port.isdigit() else None))
+        return ServerSession(
+            int(row["server_id"]), find(int(port) if port.isdigit() else None), server_limit=int(row["server_limit"])
+        )
     if provider == "sqlite":
         return ServerSession(None, None, in_process=True, file=sqlite_file(engine._parsed.path))
     return ServerSession(None, None)  # SQL Server: not observed
