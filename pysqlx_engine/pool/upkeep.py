@@ -7,17 +7,18 @@ core's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
 from ..engine.uri import DatabaseURI, parse_uri, with_option
-from ..errors import ConnectError, PoolError, PySQLXError, QueryError, RawCmdError
+from ..errors import ConnectError, PoolError, PoolTimeoutError, PySQLXError, RawCmdError
 from .budget import Lease
 from .config import PoolConfig
 from .core import ConnInfo
@@ -36,7 +37,9 @@ CLEAN_TIMEOUT = 15.0
 FINISH_GRACE = 0.01
 """Seconds that a cancelled query has to end by itself before the server is told to stop it."""
 CANCEL_TIMEOUT = 1.0
-"""Seconds that telling the server to stop a query may take, all in all, before the connection is closed instead."""
+"""Seconds that telling the server to stop a query may take, and again that the query may take to end, before the
+connection is closed instead."""
+AS_LONG_AS_IT_TAKES = 30 * 86_400.0
 KEEP_ALIVE_JITTER = 0.05
 """Share of `keep_alive` by which connections are replaced earlier, each by another part of it: those that were opened
 together are not replaced together."""
@@ -149,7 +152,7 @@ class Upkeep:
                 return await self._end_transaction(conn)
             if engine._provider != "sqlite":  # its file cannot go away under an open descriptor
                 async with asyncio.timeout(TEST_TIMEOUT):
-                    await engine.raw_cmd("SELECT 1")
+                    await self._round_trip(engine)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is of no use
             logger.debug("Pool: %s is not alive: %s", conn, error or repr(error))
             return False
@@ -161,12 +164,12 @@ class Upkeep:
         """Make a used connection fit for the next user: no running query, no open transaction, and whatever `reset`
         does. False when it has to be closed instead."""
         engine: PySQLXEngine = conn.engine
+        if engine._in_transaction and not engine._failed:
+            self._warn_of_open_transaction(conn)
         if engine._provider == "sqlite":
             await _driver_is_done(engine)
         elif engine._calls and not await self._stop_query(conn):
             return False
-        if engine._in_transaction and not engine._failed:
-            self._warn_of_open_transaction(conn)
         if engine._calls or engine._failed or engine._tainted or engine._raw is None:
             return False
         if not await self._end_transaction(conn):
@@ -212,37 +215,42 @@ class Upkeep:
         """A query that nobody waits for any more is still running: have it end. False when that did not work."""
         engine: PySQLXEngine = conn.engine
         try:
+            if await _ends_within(FINISH_GRACE, engine):
+                return True
+            if conn.session.liveness_checked:
+                # Such a server is as quickly told by closing the connection: nothing to wait for.
+                async with asyncio.timeout(CANCEL_TIMEOUT):
+                    await self._tell_server_to_stop(conn, 0.0)
+            else:
+                # Any other server would go on to the end of the query, whoever closes what.
+                await _first_of(self._tell_server_to_stop(conn, AS_LONG_AS_IT_TAKES), _driver_is_done(engine))
             async with asyncio.timeout(CANCEL_TIMEOUT):
-                if await _ends_within(FINISH_GRACE, engine):
-                    return True
-                # A server that looks for its client in mid-query is as quickly told by closing the connection.
-                patience = 0.0 if conn.session.liveness_checked else CANCEL_TIMEOUT
-                told = await self._tell_server_to_stop(conn, patience)
-                if not told or not await _ends_within(CANCEL_TIMEOUT, engine):
-                    return False
+                await _driver_is_done(engine)
                 # What was told may arrive when the query has ended, and hit the next one: let that be one of ours.
-                for _ in range(2):
-                    try:
-                        await engine.raw_cmd("SELECT 1")
-                    except (QueryError, RawCmdError):
-                        continue
+                # Twice: if it hits the first, the second goes through.
+                with contextlib.suppress(RawCmdError):
+                    await self._round_trip(engine)
                     return True
+                await self._round_trip(engine)
+                return True
         except (TimeoutError, PySQLXError, PoolError):
-            pass
-        return False
-
-    async def _tell_server_to_stop(self, conn: ConnInfo, patience: float) -> bool:
-        """Through another connection of the pool, when one can be had within `patience` seconds."""
-        engine: PySQLXEngine = conn.engine
-        command, server_id = _CANCEL.get(engine._provider), conn.session.server_id
-        if command is None or server_id is None:
             return False
+
+    async def _round_trip(self, engine: PySQLXEngine) -> None:
+        """Ask the server for what does no harm. In a transaction that has failed, it takes nothing but its end."""
+        await (engine.rollback() if engine._dirty else engine.raw_cmd("SELECT 1"))
+
+    async def _tell_server_to_stop(self, conn: ConnInfo, patience: float) -> None:
+        """Through another connection of the pool. Raises PoolTimeoutError when none can be had in `patience` seconds,
+        and what the database says to it."""
+        command, server_id = _CANCEL.get(conn.engine._provider), conn.session.server_id
+        if command is None or server_id is None:
+            raise PoolTimeoutError("this database cannot be told")
         other = await self._borrow(patience)
         try:
             await other.engine.raw_cmd(command.format(server_id))
         finally:
             self._give_back(other)
-        return True
 
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""
@@ -267,3 +275,16 @@ async def _driver_is_done(engine: PySQLXEngine) -> None:
     while engine._calls:
         await asyncio.sleep(0.01)
         await engine._finish_calls()
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Wait until one of them has ended, and cancel the others. Raises what that one raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -274,6 +274,8 @@ class Fleet:
             actions = [lambda: self.kill(self.random.choice(list(self.processes.values())))]
         elif self.random.random() < 0.01 and len(self.processes) < 6:
             actions = [self.spawn]
+        elif self.random.random() < 0.05:
+            actions = [self.time_passes]
         self.random.choice(actions)()
         self.check()
 
