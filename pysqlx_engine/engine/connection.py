@@ -126,8 +126,7 @@ class PySQLXEngine:
         ParameterInvalidJsonValueError, NotConnectedError, and pydantic's ValidationError when a row does not fit.
         """
         _check_model(model)
-        raw = self._connection()
-        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
         if not len(response):
             return []
         rows = _read(response.get_all)
@@ -149,8 +148,7 @@ class PySQLXEngine:
         The database still produces every row: say LIMIT 1. Raises what `query` raises.
         """
         _check_model(model)
-        raw = self._connection()
-        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
         if not len(response):
             return None
         row = _read(response.get_first)
@@ -158,11 +156,12 @@ class PySQLXEngine:
 
     async def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
         """Every row as a dict; an empty list when there is none. Raises what `query` raises."""
-        return await self._call(QueryError, self._connection().query_all, self._statement(sql, parameters))
+        rows: list[dict[str, Any]] = await self._call(QueryError, "query_all", self._statement(sql, parameters))
+        return rows
 
     async def query_first_as_dict(self, sql: str, parameters: Parameters | None = None) -> dict[str, Any] | None:
         """The first row as a dict; None when there is none. Raises what `query` raises."""
-        row = await self._call(QueryError, self._connection().query_one, self._statement(sql, parameters))
+        row: dict[str, Any] = await self._call(QueryError, "query_one", self._statement(sql, parameters))
         return row or None
 
     async def execute(self, sql: str, parameters: Parameters | None = None) -> int:
@@ -170,9 +169,7 @@ class PySQLXEngine:
 
         Raises ExecuteError, TypeError, ParameterInvalidValueError, ParameterInvalidJsonValueError, NotConnectedError.
         """
-        raw = self._connection()
-        statement = self._statement(sql, parameters)
-        affected = await self._call(ExecuteError, raw.execute, statement)
+        affected: int = await self._call(ExecuteError, "execute", self._statement(sql, parameters))
         if effect_of(sql) is Effect.ENDS:
             self._transaction_ended()
         return affected
@@ -182,14 +179,14 @@ class PySQLXEngine:
 
         Raises RawCmdError, TypeError, NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         _check_sql(sql)
         effect = effect_of_command(sql)
         self._expect(effect)
         statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=None)
         if LOG_CONFIG.statements:
             log_statement(sql, [], sql, {})
-        await self._call(RawCmdError, raw.raw_cmd, statement)
+        await self._call(RawCmdError, "raw_cmd", statement)
         if effect is Effect.ENDS:
             self._transaction_ended()
 
@@ -211,20 +208,20 @@ class PySQLXEngine:
         Raises StartTransactionError, IsoLevelError (the database does not know the level), ValueError (nobody does),
         NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         if isolation_level is not None:
             _check_isolation_level(isolation_level)
         self._expect(Effect.OPENS)
-        await self._call(StartTransactionError, raw.start_transaction, isolation_level)
+        await self._call(StartTransactionError, "start_transaction", isolation_level)
 
     async def set_isolation_level(self, isolation_level: IsolationLevel) -> None:
         """Set the isolation level of the next transaction, on SQL Server of the session.
 
         Raises IsoLevelError (the database does not know the level), ValueError (nobody does), NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         _check_isolation_level(isolation_level)
-        await self._call(IsoLevelError, raw.set_isolation_level, isolation_level)
+        await self._call(IsoLevelError, "set_isolation_level", isolation_level)
 
     async def _connect_uri(self, uri: DatabaseURI) -> None:
         """Connect with a prepared URI, e.g. one with a label in its options."""
@@ -245,6 +242,7 @@ class PySQLXEngine:
 
     def _statement(self, sql: str, parameters: Parameters | None) -> pysqlx_core.PySQLxStatement:
         """The driver's statement for `sql` with its parameters, its effect noted, logged if that is switched on."""
+        self._connection()
         _check_sql(sql)
         values = {} if parameters is None else to_driver(self._provider, parameters)
         try:
@@ -268,12 +266,10 @@ class PySQLXEngine:
     def _transaction_ended(self) -> None:
         self._dirty, self._in_transaction = self._tainted, False
 
-    async def _call(
-        self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object
-    ) -> T:
+    async def _call(self, failure: type[PySQLXError], method: str, argument: object) -> Any:
         """One call of the driver: counted while the driver works on it, its errors turned into ours."""
         raw, in_flight = self._connection(), self._in_flight
-        call = DriverCall(method(argument))
+        call = DriverCall(getattr(raw, method)(argument))
         try:
             in_flight.append(call)
             return await calls_in_flight.wait_for(call)
@@ -286,6 +282,9 @@ class PySQLXEngine:
         finally:
             if not call.running and call in in_flight:
                 in_flight.remove(call)
+            # Whoever keeps an error keeps its traceback, and with it what this frame refers to: the driver's connection
+            # would stay open for as long. That is also why nobody but this method takes hold of it.
+            del raw
 
     @property
     def _calls(self) -> int:
