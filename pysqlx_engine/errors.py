@@ -125,6 +125,7 @@ class ConnectError(PySQLXError):
 _PERMANENT_CODES = frozenset(
     {
         "PYSQLX006",  # a URI that cannot be used
+        "PYSQLX007",  # the driver was used before this process was forked
         "3D000",  # PostgreSQL: the database does not exist (28xxx: no such user, wrong password)
         "42501",  # PostgreSQL: no permission to connect to the database
         "1044",  # MySQL: access to the database denied

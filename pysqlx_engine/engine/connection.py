@@ -32,12 +32,18 @@ from .transactions import Effect, effect_of, effect_of_command
 from .uri import INVALID_URI, DatabaseURI, Provider, parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+
+FORKED = "PYSQLX007"
+FORKED_MESSAGE = (
+    "this process was forked from one that had used the database driver, whose threads stayed there: start processes "
+    "with spawn, or open the first connection after the fork (gunicorn: post_fork, Celery: worker_process_init)"
+)
 
 IsolationLevel = Literal["ReadUncommitted", "ReadCommitted", "RepeatableRead", "Snapshot", "Serializable"]
 
@@ -228,6 +234,8 @@ class PySQLXEngine:
         if self._raw is not None:
             raise AlreadyConnectedError
         LOG_CONFIG.check()
+        if calls_in_flight.left_behind:
+            raise ConnectError(FORKED, FORKED_MESSAGE)
         self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
         self._in_transaction = False
         try:

@@ -173,10 +173,16 @@ class _CallsInFlight:
     def __init__(self) -> None:
         self._calls: set[DriverCall[Any]] = set()
         self._exiting = False
+        self._used = False
+        self.left_behind = False
+        """Set in a forked child whose parent had used the driver: its threads stayed there, and any call would hang."""
         self._none_left = threading.Event()
         atexit.register(self._drain)
-        # Nothing is in flight in a forked child: the driver's threads stayed with the parent.
-        os.register_at_fork(after_in_child=self._calls.clear)
+        os.register_at_fork(after_in_child=self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        self._calls.clear()
+        self.left_behind = self._used
 
     async def wait_for(self, call: DriverCall[T]) -> T:
         """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own.
@@ -187,6 +193,7 @@ class _CallsInFlight:
         try:
             # Before the look at `_exiting`: either this thread sees that flag, or `_drain` this call.
             self._calls.add(call)
+            self._used = True
             if self._exiting:
                 if threading.current_thread().daemon:
                     threading.Event().wait()  # it would be stopped at its next step anyway

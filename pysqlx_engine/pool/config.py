@@ -102,6 +102,8 @@ def pool_config(
             raise TypeError(f"{parameter}={hook!r}: a function is needed")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name={name!r}: a string is needed")
+    if name is not None and not name.isprintable():
+        raise ValueError(f"name={name!r}: it has to be printable")
     return PoolConfig(
         name=name or f"pool-{next(_names)}",
         uri=uri if callable(uri) else parse_uri(uri),

@@ -20,14 +20,15 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from ..engine.connection import PySQLXEngine
-from ..engine.driving import stay_if_leaving
+from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
+from ..engine.driving import calls_in_flight, stay_if_leaving
 from ..engine.uri import DatabaseURI
 from ..errors import (
     ConnectError,
     PoolAlreadyClosedError,
     PoolAlreadyStartedError,
     PoolClosedError,
+    PoolForkedError,
     PoolLoopError,
     PoolTimeoutError,
     SettingsError,
@@ -407,6 +408,8 @@ class PoolRuntime:
         with self._lock:
             if self.core.state is State.FORKED:
                 raise self.core.refusal()
+            if calls_in_flight.left_behind:
+                raise PoolForkedError(FORKED_MESSAGE)
             if self._starting or self.core.state not in {State.NEW, State.CLOSED}:
                 logger.error("Pool: Attempted to start an already opened pool.")
                 raise PoolAlreadyStartedError(f"the pool {config.name} is already started")

@@ -11,6 +11,7 @@ import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.errors import PoolTimeoutError
+from pysqlx_engine.pool.runtime import PoolRuntime
 from pysqlx_engine.pool.stats import Histogram
 from tests.servers import Database
 
@@ -116,13 +117,15 @@ async def test_who_waits_for_somebody_else_is_not_told_so(sqlite_uri: str) -> No
 async def test_a_pool_collected_while_connections_are_out_warns(
     sqlite_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = PySQLXEnginePool(sqlite_uri, min_size=1, name="forgotten")
-    await pool.start()
-    runtime = pool._runtime
-    await pool.connection().__aenter__()
-    del pool
+    async def start_and_forget() -> PoolRuntime:
+        pool = PySQLXEnginePool(sqlite_uri, min_size=1, name="forgotten")
+        await pool.start()
+        await pool.connection().__aenter__()
+        return pool._runtime
+
     with pytest.warns(ResourceWarning, match="forgotten was collected while 1 of its connections were in use"):
-        gc.collect()
+        runtime = await start_and_forget()
+    gc.collect()
     while runtime.core.held:
         await asyncio.sleep(0.005)
 
