@@ -315,6 +315,14 @@ class PySQLXEngine:
             if call in in_flight:
                 in_flight.remove(call)
 
+    def _forget_calls(self) -> None:
+        """Drop the calls that nobody awaits any more: each has hold of the driver's connection, and may itself be held
+        by an error that somebody keeps."""
+        for call in self._in_flight:
+            if call.abandoned:
+                call.close()
+        self._in_flight = []
+
     def _failure(
         self, failure: type[PySQLXError], raw: pysqlx_core.Connection, error: pysqlx_core.PySQLxError
     ) -> PySQLXError:

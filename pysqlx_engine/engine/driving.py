@@ -18,6 +18,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from .driver import first_call
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
@@ -193,12 +195,15 @@ class _CallsInFlight:
         try:
             # Before the look at `_exiting`: either this thread sees that flag, or `_drain` this call.
             self._calls.add(call)
-            self._used = True
             if self._exiting:
                 if threading.current_thread().daemon:
                     threading.Event().wait()  # it would be stopped at its next step anyway
                 raise RuntimeError("the interpreter is exiting: no database call can be started any more")
-            return await call
+            if self._used:
+                return await call
+            self._used = True
+            with first_call():
+                return await call
         finally:
             self._calls.discard(call)
             if self._exiting and not self._calls:

@@ -138,6 +138,7 @@ class Upkeep:
         busy = conn.engine._calls > 0
         await conn.engine.close()
         await conn.session.closed_by_server(busy=busy)
+        conn.engine._forget_calls()
 
     # -- test -----------------------------------------------------------------------------------------------------
 
