@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+POOLED = "PYSQLX008"
 FORKED = "PYSQLX007"
 FORKED_MESSAGE = (
     "this process was forked from one that had used the database driver, whose threads stayed there: start processes "
@@ -81,6 +82,8 @@ class PySQLXEngine:
         """A transaction was opened, and not ended by anything we know of."""
         self._tainted = False
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
+        self._pooled = False
+        """A pool counts this connection's session."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
 
@@ -102,7 +105,10 @@ class PySQLXEngine:
         await self.close()
 
     async def connect(self) -> None:
-        """Open the connection. Raises ConnectError, or AlreadyConnectedError when it is open."""
+        """Open the connection. Raises ConnectError, or AlreadyConnectedError when it is open. A connection of a pool
+        that was closed is not opened again: the pool replaces it."""
+        if self._pooled and self._raw is None:
+            raise ConnectError(POOLED, "this connection is a pool's: give it back, and the pool replaces it")
         await self._connect_uri(self._parsed)
 
     async def close(self) -> None:

@@ -79,6 +79,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
                 set_running_loop(thread_loop)  # type: ignore[arg-type]
                 wake = coroutine.send(None)
             except StopIteration as stop:
+                stay_if_leaving()
                 result: T = stop.value
                 return result
             finally:
@@ -89,9 +90,9 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
             if not isinstance(wake, _Wake):
                 raise RuntimeError(f"a driven coroutine may await the driver only, not {wake!r}")
             thread_loop.wait_for(wake)
-            stay_if_leaving()
     except BaseException:
         coroutine.close()
+        stay_if_leaving()
         raise
 
 

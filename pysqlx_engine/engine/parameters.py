@@ -40,6 +40,8 @@ def to_driver(provider: Provider, parameters: Parameters) -> dict[str, Any]:
     for name, value in parameters.items():
         if not isinstance(name, str):
             raise TypeError(f"the names of parameters must be str, not {type(name).__name__}: {name!r}")
+        if not name:
+            raise ParameterInvalidValueError("PYSQLX004", "a parameter has an empty name")
         converted[name] = _convert(provider, name, value)
     return converted
 

@@ -95,10 +95,10 @@ class ServerSession:
         "__weakref__",
         "_behind_proxy",
         "_file",
-        "_in_process",
         "_inherited",
         "_socket",
         "address",
+        "in_process",
         "liveness_checked",
         "server_id",
         "server_limit",
@@ -120,7 +120,8 @@ class ServerSession:
         """Connections that the server takes from ordinary users at most, as far as it tells."""
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
-        self._in_process = in_process
+        self.in_process = in_process
+        """Whether the database works in this process."""
         self._file = file
         if file is not None:
             file.opened()
@@ -142,7 +143,7 @@ class ServerSession:
         """
         if self._inherited:
             return False
-        if self._in_process:
+        if self.in_process:
             return await self._file.closed() if self._file is not None else True
         if self._socket is None:
             await asyncio.sleep(UNCONFIRMED_CLOSE)

@@ -23,10 +23,12 @@ class Effect(Enum):
     TAINTS = "may leave what ROLLBACK does not undo: table locks, or a mode that opens transactions"
 
 
-# Blanks, comments and opening brackets, then the first word. No match for MySQL's /*! ... */, which is executed.
-_FIRST_WORD = re.compile(r"(?:[\s(;]+|--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:.*?)\*/)*([A-Za-z]+)", re.DOTALL)
+# Blanks, comments and opening brackets, then the first word. No match for what is executed by MySQL, /*! ... */ and
+# /*M! ... */, nor for a comment in a comment, which ends at another place in each database.
+_FIRST_WORD = re.compile(
+    r"(?:[\s(;]+|--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!M?!)(?:(?!/\*).)*?\*/)*([A-Za-z]+)", re.DOTALL
+)
 _BEGINS = re.compile(r"\b(?:BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE)
-_MAY_OPEN = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK"})
 _ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 # ROLLBACK TO goes back inside the transaction, AND CHAIN opens the next one, PREPARED ends one that is not this one's.
 _DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
@@ -38,12 +40,14 @@ _OUTLIVES = re.compile(
     r"|\bLOCK\b.*\b(?:READ|WRITE|INSTANCE)\b|\bREAD\s+LOCK\b|\bFOR\s+EXPORT\b|\bHANDLER\b|\bBACKUP\s+(?:LOCK|STAGE)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_MAY_OUTLIVE = frozenset({"SET", "LOCK", "FLUSH", "HANDLER", "BACKUP", "PRAGMA", "PREPARE", None})
-_HARMLESS = re.compile(
-    "SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|VALUES|TABLE|CREATE|DROP|ALTER|TRUNCATE|COMMENT|GRANT|REVOKE|ANALYZE"
-    "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|SET|RESET|DISCARD|DEALLOCATE|PRAGMA|ATTACH|DETACH"
-    "|LISTEN|UNLISTEN|NOTIFY|COPY|KILL|FLUSH"
+# Statements with these words open no transaction and leave nothing that outlives one. Any other word is not trusted.
+_PLAIN = re.compile(
+    "SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|VALUES|TABLE|WITH|CREATE|DROP|ALTER|TRUNCATE|COMMENT|GRANT|REVOKE|ANALYZE"
+    "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|RESET|DISCARD|DEALLOCATE|ATTACH|DETACH|LISTEN|UNLISTEN"
+    "|NOTIFY|COPY|KILL|UNLOCK"
 )
+# With these, it depends on what follows.
+_SETTINGS = frozenset({"SET", "PRAGMA", "FLUSH"})
 _CACHED_LENGTH = 2000
 
 
@@ -59,8 +63,6 @@ def effect_of_command(sql: str) -> Effect:
     effect = effect_of(sql)
     if effect is Effect.TAINTS or (not single and _OUTLIVES.search(sql)):
         return Effect.TAINTS
-    if effect is Effect.NONE and not (single and _HARMLESS.fullmatch(_first_word(sql) or "")):
-        return Effect.MAY_OPEN
     return effect if single else Effect.MAY_OPEN
 
 
@@ -71,7 +73,9 @@ def _first_word(sql: str) -> str | None:
 
 def _effect(sql: str) -> Effect:
     word = _first_word(sql)
-    if word in _MAY_OUTLIVE and _OUTLIVES.search(sql):
+    if word is not None and _PLAIN.fullmatch(word):
+        return Effect.NONE
+    if _OUTLIVES.search(sql):
         return Effect.TAINTS
     if word in _ENDS:
         if _DOES_NOT_END.search(sql) and not _ENDS_AFTER_ALL.search(sql):
@@ -79,9 +83,7 @@ def _effect(sql: str) -> Effect:
         return Effect.ENDS
     if word in {"BEGIN", "START"} and _BEGINS.search(sql):
         return Effect.OPENS
-    if word is None or word in _MAY_OPEN:
-        return Effect.MAY_OPEN
-    return Effect.NONE
+    return Effect.NONE if word in _SETTINGS else Effect.MAY_OPEN
 
 
 _cached_effect = lru_cache(maxsize=1024)(_effect)

@@ -40,6 +40,8 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
         """Close the pool: check-outs and waiters get PoolClosedError, connections in use may be used for `timeout`
         seconds, then they are closed too. Returns when the server has let go of them. Raises PoolAlreadyClosedError.
         """
+        if self._runtime.stop_later(timeout):
+            return
         # Shielded: a stop that somebody is tired of waiting for is still a stop.
         await asyncio.shield(run_in_background(self._runtime.stop(timeout)))
 
@@ -73,12 +75,14 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class AsyncCheckout:
     """One check-out of an asyncio pool."""
 
-    __slots__ = ("_conn", "_entered", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_pool", "_timeout")
 
     def __init__(self, pool: PySQLXEnginePool, timeout: float | None) -> None:
         self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
+        self._face: Any = None
+        """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
         self._entered = False
 
     async def __aenter__(self) -> PySQLXEngine:
@@ -91,11 +95,17 @@ class AsyncCheckout:
             raise error
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
         holder = id(asyncio.current_task(loop))
-        conn = runtime.try_check_out(holder)
-        if conn is None:
-            timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-            conn = await runtime.wait_in_task(timeout, holder)
-        self._conn = conn
+        try:
+            conn = runtime.try_check_out(holder, id(self))
+            if conn is None:
+                timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
+                conn = await runtime.wait_in_task(timeout, holder, id(self))
+            self._conn, self._face = conn, conn.face
+        except GeneratorExit:
+            raise  # the garbage collector's work, see `wait_in_task`
+        except BaseException:
+            runtime.reclaim(id(self))
+            raise
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
@@ -106,9 +116,15 @@ class AsyncCheckout:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, self._conn = self._conn, None
+        conn, runtime = self._conn, self._pool._runtime
         if conn is None:
             return
-        self._pool._runtime.check_in_after(conn, exc_type)
+        try:
+            runtime.check_in_after(conn, exc_type)
+            self._conn = self._face = None
+        except BaseException:
+            self._conn = self._face = None
+            runtime.reclaim(id(self))
+            raise
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Pool: Connection returned to pool: %s", conn)

@@ -26,6 +26,7 @@ class Background:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="pysqlx-pool", daemon=True)
         self._thread.start()
@@ -61,6 +62,7 @@ class Background:
         return threading.get_ident() == self._thread.ident
 
     def stop(self) -> None:
+        self.stopped = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(EXIT_TIMEOUT)
 

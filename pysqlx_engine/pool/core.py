@@ -36,6 +36,7 @@ class ConnInfo:
 
     __slots__ = (
         "checked_out_at",
+        "checkout",
         "engine",
         "expires_at",
         "face",
@@ -70,6 +71,8 @@ class ConnInfo:
         self.last_used = opened_at
         """When it came back last, or was found alive."""
         self.checked_out_at = opened_at
+        self.checkout = OURSELVES
+        """Which check-out has it, or had it last: an identity, no reference."""
         self.holder = OURSELVES
         """Which task or thread has it, or had it last: an identity, no reference."""
         self.stack: Any = None
@@ -84,10 +87,11 @@ class ConnInfo:
 class Waiter:
     """Somebody who waits for a connection. Exactly one of `conn` and `error` is set before `wake` is called."""
 
-    __slots__ = ("conn", "error", "owner", "wake")
+    __slots__ = ("checkout", "conn", "error", "owner", "wake")
 
-    def __init__(self, wake: Callable[[], None], owner: int = OURSELVES) -> None:
+    def __init__(self, wake: Callable[[], None], owner: int = OURSELVES, checkout: int = OURSELVES) -> None:
         self.wake = wake
+        self.checkout = checkout
         self.owner = owner
         """Which task or thread it is: an identity, no reference."""
         self.conn: ConnInfo | None = None
@@ -230,7 +234,10 @@ class PoolCore:
 
     # -- check-out and check-in -----------------------------------------------------------------------------------
 
-    def check_out(self, now: float, holder: int) -> ConnInfo | None:
+    # A signal's handler may raise between any two calls of the main thread. So a connection is put where it goes before
+    # it is taken from where it was, and `reclaim` finds what was on its way.
+
+    def check_out(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
         """An idle connection, or None: then the caller may wait. Raises PoolClosedError or PoolForkedError."""
         if self.state is not State.OPEN:
             raise self.refusal()
@@ -239,11 +246,31 @@ class PoolCore:
         conn = self.idle[-1]
         if now - conn.last_used > self.check_after:
             return None
-        self.idle.pop()
-        self.in_use.add(conn)
-        conn.checked_out_at = now
+        return self._take(conn, now, holder, checkout)
+
+    def check_out_untested(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
+        """For those who cannot wait for a test. An idle connection, or None."""
+        if self.state is not State.OPEN or not self.idle or self.waiters:
+            return None
+        return self._take(self.idle[-1], now, holder, checkout)
+
+    def _take(self, conn: ConnInfo, now: float, holder: int, checkout: int) -> ConnInfo:
         conn.holder = holder
+        conn.checkout = checkout
+        conn.checked_out_at = now
+        self.in_use.add(conn)
+        self.idle.pop()
         return conn
+
+    def reclaim(self, checkout: int) -> ConnInfo | None:
+        """The connection of a check-out, or of a check-in, that was interrupted; it has to be checked in."""
+        for conn in self.in_use:
+            if conn.checkout == checkout:
+                if conn not in self.idle:
+                    return conn
+                self.in_use.remove(conn)
+                return None
+        return None
 
     def wait(self, waiter: Waiter, now: float) -> Effects:
         """Queue `waiter`. Raises PoolClosedError, PoolForkedError or PoolQueueFullError."""
@@ -256,10 +283,6 @@ class PoolCore:
         self._now = now
         self.waiters[waiter] = None
         return self._plan()
-
-    def _unreachable(self) -> bool:
-        """Whether nothing is open and nothing can be opened."""
-        return self.backing_off and not self.size and not self.opening
 
     def refusal(self) -> PoolError:
         """Why nobody gets a connection."""
@@ -281,8 +304,8 @@ class PoolCore:
         if reusable and not conn.retire and self.state is State.OPEN and self.ceiling is None:
             # The usual case, kept free of everything else.
             if not self.waiters:
-                self.in_use.remove(conn)
                 self.idle.append(conn)
+                self.in_use.remove(conn)
                 return None
             effects = Effects(wake=[self._hand_over(conn)])
             return effects if self.waiters or not self._told.want else self._plan(effects)
@@ -317,7 +340,8 @@ class PoolCore:
         waiter = next(iter(self.waiters))
         del self.waiters[waiter]
         waiter.conn = conn
-        conn.holder = waiter.owner
+        conn.holder, conn.checkout = waiter.owner, waiter.checkout
+        conn.checked_out_at = math.inf  # until the waiter runs and has it
         return waiter
 
     # -- leases and connections -----------------------------------------------------------------------------------
@@ -448,7 +472,7 @@ class PoolCore:
             conn = self.idle.pop()
             self.testing.add(conn)
             effects.test.append(conn)
-        if self.fail_fast and self.backing_off and not self.size and not self.opening and self.last_error is not None:
+        if self.fail_fast and self.last_error is not None and self.backing_off and not self.size and not self.opening:
             effects.wake += self._fail_waiters(self.last_error).wake
         if self.state is State.OPEN and not self.backing_off:
             while self.spare and len(self.opening) < self._most_opening and self._short():

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..errors import PoolError
+
 HOOK_TIMEOUT = 15.0
 """Seconds that one call of a hook may take. A connection whose hook takes longer is closed."""
 
@@ -19,8 +21,21 @@ HOOK_TIMEOUT = 15.0
 async def call_hook(hook: Callable[..., Any], *arguments: object, loop: asyncio.AbstractEventLoop | None) -> Any:
     """Call `hook` in `loop`, without one in a thread, and return what it returns.
 
-    Raises what the hook raises, and TimeoutError after `HOOK_TIMEOUT`. Must run in the background loop.
+    Raises what the hook raises, TimeoutError after `HOOK_TIMEOUT`, and PoolError in place of what is no Exception: a
+    hook that exits or is cancelled with its loop must not take the background loop along. Must run in that loop.
     """
+    try:
+        return await _call(hook, *arguments, loop=loop)
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # it is we who are cancelled
+        raise PoolError(f"the function {hook!r} ended with {error!r}") from error
+
+
+async def _call(hook: Callable[..., Any], *arguments: object, loop: asyncio.AbstractEventLoop | None) -> Any:
     async with asyncio.timeout(HOOK_TIMEOUT):
         if loop is None:
             return await _in_thread(hook, *arguments)
@@ -51,8 +66,8 @@ async def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
         try:
             result = function(*arguments)
         except BaseException as error:  # noqa: BLE001 - it is raised where the hook is waited for
-            if isinstance(error, StopIteration):  # a future refuses it
-                error = RuntimeError(f"the hook raised {error!r}")
+            if isinstance(error, StopIteration) or not isinstance(error, Exception):  # a future refuses these
+                error = PoolError(f"the function {function!r} ended with {error!r}")
             loop.call_soon_threadsafe(settle, answer.set_exception, error)
         else:
             loop.call_soon_threadsafe(settle, answer.set_result, result)

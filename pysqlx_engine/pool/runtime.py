@@ -13,11 +13,12 @@ import ctypes
 import logging
 import os
 import random
+import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
@@ -28,6 +29,7 @@ from ..errors import (
     PoolAlreadyClosedError,
     PoolAlreadyStartedError,
     PoolClosedError,
+    PoolError,
     PoolForkedError,
     PoolLoopError,
     PoolTimeoutError,
@@ -40,13 +42,19 @@ from .config import PoolConfig, check_sizes
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 from .monitor import run_monitor
 from .stats import Counters, PoolStats
-from .upkeep import Upkeep
+from .upkeep import Upkeep, driver_is_done
 
 logger = logging.getLogger("pysqlx_engine")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+CUT_TIMEOUT = 0.5
+"""Seconds that the driver may take at interpreter exit to see that a connection was cut."""
+LOST_AFTER = 0.1
+"""Seconds in use after which it is asked whether anybody still has a connection."""
+LOCK_TIMEOUT = 0.5
+"""Seconds after which the lock, which is never held for longer than microseconds, is one's own."""
 BACKOFF = (0.05, 2.0)
 """Seconds between attempts to connect after a failure: the first, doubling up to the last, each with jitter."""
 LIMIT_PAUSE = (5.0, 60.0)
@@ -100,12 +108,30 @@ class PoolRuntime:
 
     # -- check-out and check-in: the calling task's or thread's side ---------------------------------------------
 
-    def try_check_out(self, holder: int) -> ConnInfo | None:
+    # `holder` is who asks, a task or thread; `checkout` is for what, one `with` block. Identities, no references.
+
+    def try_check_out(self, holder: int, checkout: int) -> ConnInfo | None:
         """An idle connection at once, or None. Raises PoolClosedError."""
         now = time.monotonic()
         with self._lock:
             self._counters.requests += 1
-            return self.core.check_out(now, holder)
+            return self.core.check_out(now, holder, checkout)
+
+    def _try_check_out_untested(self, holder: int, checkout: int) -> ConnInfo | None:
+        """For those who cannot wait for a test: an idle connection that shows no sign of being dead, or None."""
+        while True:
+            with self._lock:
+                conn = self.core.check_out_untested(time.monotonic(), holder, checkout)
+            if conn is None or conn.session.seems_alive():
+                return conn
+            self._decide(self.core.check_in, conn, reusable=False)
+
+    def reclaim(self, checkout: int) -> None:
+        """A check-out or check-in was interrupted, perhaps by a signal's handler: what it had, nobody has now."""
+        with self._lock:
+            conn = self.core.reclaim(checkout)
+        if conn is not None:
+            self.check_in(conn)
 
     def loop_error(self, loop: asyncio.AbstractEventLoop) -> PoolLoopError | None:
         """What is wrong with using an asyncio pool in `loop`."""
@@ -123,7 +149,9 @@ class PoolRuntime:
             "PySQLXEnginePoolSync"
         )
 
-    async def wait_in_task(self, timeout: float, owner: int) -> ConnInfo:
+    async def wait_in_task(self, timeout: float, owner: int, checkout: int) -> ConnInfo:
+        if not timeout and (conn := self._try_check_out_untested(owner, checkout)) is not None:
+            return conn
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
@@ -133,7 +161,7 @@ class PoolRuntime:
             else:
                 loop.call_soon_threadsafe(_set, future)
 
-        waiter = Waiter(wake, owner)
+        waiter = Waiter(wake, owner, checkout)
         timer = loop.call_later(timeout, _set, future)
         since = time.monotonic()
         try:
@@ -150,10 +178,12 @@ class PoolRuntime:
             timer.cancel()
         return self._settle(waiter, since, timeout)
 
-    def wait_in_thread(self, timeout: float, owner: int) -> ConnInfo:
+    def wait_in_thread(self, timeout: float, owner: int, checkout: int) -> ConnInfo:
+        if not timeout and (conn := self._try_check_out_untested(owner, checkout)) is not None:
+            return conn
         gate = threading.Lock()
         gate.acquire()
-        waiter = Waiter(gate.release, owner)
+        waiter = Waiter(gate.release, owner, checkout)
         since = time.monotonic()
         try:
             self._queue(waiter, since)
@@ -168,7 +198,7 @@ class PoolRuntime:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
         if engine._in_flight or engine._dirty or engine._failed or engine._raw is None or self._needs_cleaning:
-            background().spawn(self._clean(conn))  # tainted is dirty too
+            background().spawn(self._clean(conn, conn.checkout))  # tainted is dirty too
             return
         conn.last_used = now = time.monotonic()
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
@@ -188,6 +218,7 @@ class PoolRuntime:
         """`waiter` was cancelled, perhaps in the very moment of the hand-over: then its connection goes to the next."""
         conn = self._give_up(waiter)
         if conn is not None:
+            conn.checked_out_at = time.monotonic()
             self.check_in(conn)
 
     def _queue(self, waiter: Waiter, now: float) -> None:
@@ -216,8 +247,7 @@ class PoolRuntime:
             conn.checked_out_at = now
             return conn
         if waiter.error is not None:
-            # One error may be told to many: each gets a copy, or they would collect each other's tracebacks.
-            raise copy.copy(waiter.error).with_traceback(None)
+            raise _copied(waiter.error)
         diagnosis = self._diagnosis(waiter.owner)
         raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}{diagnosis}")
 
@@ -248,6 +278,7 @@ class PoolRuntime:
                 waiter.wake()
             except RuntimeError:  # its event loop is closed: nobody is there to take the connection
                 if waiter.conn is not None:
+                    waiter.conn.checked_out_at = time.monotonic()
                     background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
         for lease in effects.open:
             background().spawn(self._open(lease))
@@ -340,10 +371,8 @@ class PoolRuntime:
         self._decide(self.core.lift_limit)
 
     async def _borrow(self, patience: float) -> ConnInfo:
-        """A connection for the pool's own use. Raises PoolTimeoutError, also at once when it may not wait."""
-        with self._lock:
-            conn = self.core.check_out(time.monotonic(), OURSELVES)
-        return conn or await self.wait_in_task(patience, OURSELVES)
+        """A connection for the pool's own use. Raises PoolTimeoutError."""
+        return await self.wait_in_task(patience, OURSELVES, OURSELVES)
 
     async def _test(self, conn: ConnInfo) -> None:
         alive = await self.upkeep.is_alive(conn)
@@ -360,11 +389,13 @@ class PoolRuntime:
             self._counters.close.observe(time.monotonic() - started)
         self._decide(self.core.closed, conn)
 
-    async def _clean(self, conn: ConnInfo) -> None:
+    async def _clean(self, conn: ConnInfo, checkout: int) -> None:
         """What `check_in` does, after making the connection fit for the next one."""
+        if conn.checkout != checkout:
+            return  # checked in twice: the first time was interrupted, but not before it had come here
+        conn.checkout = conn.holder = OURSELVES
         engine: PySQLXEngine = conn.engine
         released = time.monotonic()
-        conn.holder = OURSELVES
         rolled_back = engine._in_transaction
         reusable = await self.upkeep.clean(conn)
         conn.last_used = time.monotonic()
@@ -565,16 +596,16 @@ class PoolRuntime:
 
     def collected(self) -> None:
         """The pool was garbage-collected."""
-        in_use = len(self.core.in_use)
-        if in_use and self.core.state in {State.OPEN, State.STOPPING}:
+        in_use = len(self.core.in_use) if self.core.state in {State.OPEN, State.STOPPING} else 0
+        self.abandon()  # before the warning, which may be an error
+        if in_use:
+            logger.warning("Pool: %s was collected while %d connections were in use.", self.config.name, in_use)
             warnings.warn(
                 f"the pool {self.config.name} was collected while {in_use} of its connections were in use; they are "
                 "closed: keep the pool for as long as it is used, and check out by `with pool.connection() as conn:`",
                 ResourceWarning,
                 stacklevel=2,
             )
-            logger.warning("Pool: %s was collected while %d connections were in use.", self.config.name, in_use)
-        self.abandon()
 
     async def _abandon(self) -> None:
         if self.core.state is State.CLOSED:  # closing already: see it through
@@ -629,6 +660,26 @@ class PoolRuntime:
                 self._counters.found_dead += dead
                 self._decide(self.core.discard_idle, conn)
         self._decide(self.core.replenish)
+        self.take_back_what_nobody_has()
+
+    def take_back_what_nobody_has(self) -> None:
+        """Take back connections that nobody can give back: their check-out is gone (a signal's handler interrupted its
+        end, or its user never came to it), and nobody refers to them any more."""
+        now, references = time.monotonic(), 2 if self._threads else 3  # `ConnInfo.face`, `ConnInfo.engine`, and here
+        with self._lock:
+            lost = [
+                conn
+                for conn in self.core.in_use
+                if conn.holder != OURSELVES
+                and now - conn.checked_out_at > LOST_AFTER
+                and sys.getrefcount(conn.face) <= references
+            ]
+        for conn in lost:
+            logger.warning(
+                "Pool: %s: %s was never given back, and nobody refers to it any more: it is taken back.",
+                self.config.name, conn,
+            )  # fmt: skip
+            self.check_in(conn)
 
     def report_leaks(self) -> None:
         """Tell, once for each check-out, who holds a connection for longer than `leak_threshold`."""
@@ -675,7 +726,7 @@ class PoolRuntime:
 
     def stats(self) -> PoolStats:
         core, counters = self.core, self._counters
-        with self._lock:
+        with self._locked_or_interrupted():
             return PoolStats(
                 name=self.config.name,
                 database=self.database,
@@ -704,6 +755,27 @@ class PoolRuntime:
                 close=counters.close.snapshot(),
             )
 
+    @contextlib.contextmanager
+    def _locked_or_interrupted(self) -> Iterator[bool]:
+        """With the lock; without it, where a signal's handler has interrupted this very thread while it had the lock,
+        and would wait for itself. Gives whether it has the lock."""
+        locked = self._lock.acquire(timeout=LOCK_TIMEOUT)
+        try:
+            yield locked
+        finally:
+            if locked:
+                self._lock.release()
+
+    def stop_later(self, timeout: float) -> bool:
+        """Have the pool stopped when a signal's handler has interrupted it, which cannot wait for that. False when none
+        has. Raises PoolAlreadyClosedError."""
+        if self.core.state not in {State.OPEN, State.STOPPING}:
+            raise PoolAlreadyClosedError(f"the pool {self.config.name} is already closed")
+        with self._locked_or_interrupted() as locked:
+            if not locked:
+                background().spawn(self.stop(timeout))
+            return not locked
+
     @property
     def database(self) -> str:
         """What may be shown of the URI."""
@@ -715,7 +787,14 @@ class PoolRuntime:
 def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
     """From a task of another loop: run `coroutine` in the background loop and await the result here. Who is cancelled
     meanwhile cancels it."""
+    _refuse_after_exit(coroutine)
     return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, background().loop))
+
+
+def _refuse_after_exit(coroutine: Coroutine[Any, Any, Any]) -> None:
+    if background().stopped:
+        coroutine.close()
+        raise PoolClosedError("the interpreter is exiting, and the pools of this process have been closed")
 
 
 def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -724,12 +803,21 @@ def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
     if background().is_current_thread:
         coroutine.close()
         raise RuntimeError("a pool cannot be started or stopped from its own thread (a finalizer, a log handler)")
+    _refuse_after_exit(coroutine)
     future = asyncio.run_coroutine_threadsafe(coroutine, background().loop)
     try:
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def _copied(error: BaseException) -> BaseException:
+    """One error may be told to many: each gets a copy, or they would collect each other's tracebacks."""
+    try:
+        return copy.copy(error).with_traceback(None)
+    except Exception:  # noqa: BLE001 - a user's exception that cannot be made again from its arguments
+        return PoolError(f"no connection: {error!r}")
 
 
 def _doubled(bounds: tuple[float, float], times: int) -> float:
@@ -764,9 +852,10 @@ def _close_all_at_exit() -> None:
     for conn in cut:
         conn.session.cut()
     for conn in cut:
-        end = asyncio.run_coroutine_threadsafe(conn.engine._finish_calls(), background().loop)
+        end = asyncio.run_coroutine_threadsafe(driver_is_done(conn.engine), background().loop)
         with contextlib.suppress(Exception):
-            end.result(0.5)
+            # What runs in this process cannot be cut off, and takes as long as it takes.
+            end.result(None if conn.session.in_process else CUT_TIMEOUT)
 
 
 def _forget_all_in_child() -> None:

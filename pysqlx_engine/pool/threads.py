@@ -33,7 +33,8 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """See `PySQLXEnginePool.stop`."""
-        call_in_background(self._runtime.stop(timeout))
+        if not self._runtime.stop_later(timeout):
+            call_in_background(self._runtime.stop(timeout))
 
     def drain(self) -> None:
         """See `PySQLXEnginePool.drain`."""
@@ -59,12 +60,14 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class Checkout:
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_entered", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_pool", "_timeout")
 
     def __init__(self, pool: PySQLXEnginePoolSync, timeout: float | None) -> None:
         self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
+        self._face: Any = None
+        """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
         self._entered = False
 
     def __enter__(self) -> PySQLXEngineSync:
@@ -74,11 +77,15 @@ class Checkout:
         runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
         holder = threading.get_ident()
-        conn = runtime.try_check_out(holder)
-        if conn is None:
-            timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-            conn = runtime.wait_in_thread(timeout, holder)
-        self._conn = conn
+        try:
+            conn = runtime.try_check_out(holder, id(self))
+            if conn is None:
+                timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
+                conn = runtime.wait_in_thread(timeout, holder, id(self))
+            self._conn, self._face = conn, conn.face
+        except BaseException:
+            runtime.reclaim(id(self))
+            raise
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
@@ -89,9 +96,15 @@ class Checkout:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, self._conn = self._conn, None
+        conn, runtime = self._conn, self._pool._runtime
         if conn is None:
             return
-        self._pool._runtime.check_in_after(conn, exc_type)
+        try:
+            runtime.check_in_after(conn, exc_type)
+            self._conn = self._face = None
+        except BaseException:
+            self._conn = self._face = None
+            runtime.reclaim(id(self))
+            raise
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Pool: Connection returned to pool: %s", conn)

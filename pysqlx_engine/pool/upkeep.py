@@ -108,6 +108,7 @@ class Upkeep:
                 uri = await self._uri_to_open()
                 face = (PySQLXEngineSync if self._threads else PySQLXEngine)(uri.driver_uri)
                 engine: PySQLXEngine = face._engine if self._threads else face
+                engine._pooled = True
                 session = await open_session(engine, uri)
         except Exception as error:
             if face is not None:
@@ -134,7 +135,7 @@ class Upkeep:
     async def drop(self, conn: ConnInfo) -> None:
         """Close `conn`; returns when the server has let go of it, as far as that can be seen."""
         if conn.engine._provider == "sqlite":
-            await _driver_is_done(conn.engine)
+            await driver_is_done(conn.engine)
         busy = conn.engine._calls > 0
         await conn.engine.close()
         await conn.session.closed_by_server(busy=busy)
@@ -168,7 +169,7 @@ class Upkeep:
         if engine._in_transaction and not engine._failed:
             self._warn_of_open_transaction(conn)
         if engine._provider == "sqlite":
-            await _driver_is_done(engine)
+            await driver_is_done(engine)
         elif engine._calls and not await self._stop_query(conn):
             return False
         if engine._calls or engine._failed or engine._tainted or engine._raw is None:
@@ -224,9 +225,9 @@ class Upkeep:
                     await self._tell_server_to_stop(conn, 0.0)
             else:
                 # Any other server would go on to the end of the query, whoever closes what.
-                await _first_of(self._tell_server_to_stop(conn, AS_LONG_AS_IT_TAKES), _driver_is_done(engine))
+                await _first_of(self._tell_server_to_stop(conn, AS_LONG_AS_IT_TAKES), driver_is_done(engine))
             async with asyncio.timeout(CANCEL_TIMEOUT):
-                await _driver_is_done(engine)
+                await driver_is_done(engine)
                 # What was told may arrive when the query has ended, and hit the next one: let that be one of ours.
                 # Twice: if it hits the first, the second goes through.
                 with contextlib.suppress(RawCmdError):
@@ -263,13 +264,13 @@ async def _ends_within(seconds: float, engine: PySQLXEngine) -> bool:
     """Whether the calls of `engine` that nobody awaits any more end in time."""
     try:
         async with asyncio.timeout(seconds):
-            await _driver_is_done(engine)
+            await driver_is_done(engine)
     except TimeoutError:
         return False
     return True
 
 
-async def _driver_is_done(engine: PySQLXEngine) -> None:
+async def driver_is_done(engine: PySQLXEngine) -> None:
     """Wait for calls that were cancelled, or that somebody else still makes. A server can be told that its client is
     gone, and tells when it is done; the driver's threads that work on an SQLite file can only be waited for."""
     await engine._finish_calls()

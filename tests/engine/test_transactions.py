@@ -45,6 +45,12 @@ def test_a_statement_that_opens_one_is_seen(sql: str) -> None:
         "COMMIT PREPARED 'x'",
         "EXEC p",
         "START SLAVE",
+        "/* was: /* old */ SELECT */ BEGIN",
+        "/*/**/SELECT 1;*/ BEGIN",
+        "IF 1=1 THEN START TRANSACTION; END IF",
+        "CASE WHEN 1 THEN START TRANSACTION; END CASE",
+        "/*M! BEGIN */ WORK",
+        "FROBNICATE",
     ],
 )
 def test_a_statement_that_may_open_one_is_seen(sql: str) -> None:
@@ -105,6 +111,10 @@ def test_a_command_that_cannot_be_told_counts_as_one_that_opens(sql: str) -> Non
         "SET IMPLICIT_TRANSACTIONS ON",
         "SET ANSI_DEFAULTS ON",
         "PRAGMA locking_mode = EXCLUSIVE",
+        "IF 1 THEN SET autocommit=0; END IF",
+        "BEGIN NOT ATOMIC SET autocommit=0; END",
+        "EXECUTE IMMEDIATE 'SET autocommit=0'",
+        "/*M! SET */ autocommit=0",
     ],
 )
 def test_what_a_rollback_does_not_undo_taints_the_connection(sql: str) -> None:

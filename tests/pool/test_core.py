@@ -54,9 +54,9 @@ class PoolMachine(RuleBasedStateMachine):
     def check_out(self) -> None:
         if self.core.state is not State.OPEN:
             with pytest.raises(PoolClosedError):
-                self.core.check_out(self.now, 1)
+                self.core.check_out(self.now, 1, 1)
             return
-        conn = self.core.check_out(self.now, 1)
+        conn = self.core.check_out(self.now, 1, 1)
         if conn is not None:
             assert self.now - conn.last_used <= self.core.check_after, "handed out without a test"
             self.users.append(conn)

@@ -105,3 +105,60 @@ def test_a_thread_of_the_driver_that_is_still_in_python_is_waited_for(database: 
     command = [sys.executable, "-c", SLOW_TO_LEAVE, database.uri, database.sleep_sql(0.02)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+LATE = """
+import atexit, sys
+
+@atexit.register
+def late():  # handlers run in the opposite order: this one comes after the pool's own
+    from pysqlx_engine.errors import PoolError
+
+    for attempt in (pool.stop, pool.start, pool.drain):
+        try:
+            attempt()
+        except PoolError as error:
+            print(type(error).__name__)
+
+from pysqlx_engine import PySQLXEnginePoolSync
+
+pool = PySQLXEnginePoolSync(sys.argv[1], min_size=1)
+pool.start()
+"""
+
+
+def test_an_exit_handler_that_comes_after_the_pools_own_is_told_so(sqlite_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, sqlite_uri], capture_output=True, text=True, timeout=20, check=False
+    )
+    expected = "PoolAlreadyClosedError\nPoolClosedError\nPoolClosedError\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+# What works in this process cannot be cut off: it is waited for, or it would come back while the interpreter ends.
+LONG_IN_PROCESS = """
+import sys, threading, time
+from pysqlx_engine import PySQLXEnginePoolSync
+
+pool = PySQLXEnginePoolSync(sys.argv[1], min_size=1)
+pool.start()
+ended = []
+
+def query():
+    with pool.connection() as conn:
+        conn.query(sys.argv[2])
+
+threading.Thread(target=query, daemon=True).start()
+while not pool.stats().in_use:
+    time.sleep(0.01)
+time.sleep(0.1)
+print("done")
+"""
+
+
+def test_a_long_statement_of_sqlite_is_waited_for_at_exit(sqlite_db: Database) -> None:
+    command = [sys.executable, "-c", LONG_IN_PROCESS, sqlite_db.uri, sqlite_db.sleep_sql(5.0)]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert time.monotonic() - started > 2.7, "as long as the statement takes"

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
-from pysqlx_engine.errors import PoolTimeoutError
+from pysqlx_engine.errors import PoolError, PoolTimeoutError
 from pysqlx_engine.pool import hooks
 from tests.servers import Database, PostgresServer
 
@@ -125,6 +125,78 @@ async def test_a_reset_that_fails_costs_the_connection_only(
             expected = 1 if failure == "dirty" else 3
             assert pool.stats().opened in {expected, expected + 1}
     assert ("reset failed" in caplog.text) == (failure != "dirty")
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
+@pytest.mark.parametrize("hook", ["configure", "check", "reset"])
+def test_a_hook_that_exits_costs_the_connection_only(sqlite_uri: str, hook: str, ending: type[BaseException]) -> None:
+    calls = []
+
+    def end(conn: PySQLXEngineSync) -> None:
+        calls.append(conn)
+        if len(calls) == 2:
+            raise ending
+
+    sizes = {"min_size": 1, "max_size": 2, "check_after": 0.0}
+    with PySQLXEnginePoolSync(sqlite_uri, **sizes, **{hook: end}) as pool:  # type: ignore[arg-type]
+        for _ in range(4):
+            with pool.connection(timeout=5) as one, pool.connection(timeout=5) as two:
+                assert one is not two
+        assert len(calls) >= 2
+    assert pool.stats().held == 0
+
+
+@pytest.mark.parametrize("hook", ["configure", "check", "reset"])
+def test_a_loop_that_ends_while_a_hook_runs_costs_no_lease(sqlite_uri: str, hook: str) -> None:
+    running = threading.Event()
+
+    async def hang(conn: PySQLXEngine) -> None:
+        if len(pool_uses) > 0:
+            running.set()
+            await asyncio.sleep(60)
+
+    pool_uses: list[int] = []
+    sizes = {"min_size": 1, "max_size": 2, "check_after": 0.0}
+    pool = PySQLXEnginePool(sqlite_uri, **sizes, **{hook: hang})  # type: ignore[arg-type]
+
+    async def use() -> None:
+        async with pool.connection(), pool.connection():
+            pass
+
+    async def end_while_a_hook_runs() -> None:
+        await pool.start()
+        pool_uses.append(1)
+        task = asyncio.create_task(use())
+        await asyncio.to_thread(running.wait, 10)
+        del task
+
+    asyncio.run(end_while_a_hook_runs())
+    pool_uses.clear()
+
+    async def again() -> None:
+        await pool.start()
+        await use()
+        await pool.stop()
+
+    asyncio.run(again())
+    assert pool.stats().held == 0
+
+
+async def test_an_error_that_cannot_be_copied_is_told_all_the_same(sqlite_uri: str) -> None:
+    class Mine(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} {two}")
+
+    fails = False
+
+    async def configure(conn: PySQLXEngine) -> None:
+        if fails:
+            raise Mine(1, 2)
+
+    async with PySQLXEnginePool(sqlite_uri, min_size=0, max_size=1, configure=configure, fail_fast=True) as pool:
+        fails = True
+        with pytest.raises(PoolError, match="1 2"):
+            await pool.connection().__aenter__()
 
 
 @pytest.mark.parametrize("hook", ["configure", "check", "reset", "reconnect_failed"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -128,6 +130,23 @@ async def test_a_pool_collected_while_connections_are_out_warns(
     gc.collect()
     while runtime.core.held:
         await asyncio.sleep(0.005)
+
+
+async def test_a_collected_pool_is_closed_where_warnings_are_errors(sqlite_uri: str) -> None:
+    script = """
+import gc, sys, time
+from pysqlx_engine import PySQLXEnginePoolSync
+pool = PySQLXEnginePoolSync(sys.argv[1], min_size=1); pool.start()
+runtime = pool._runtime
+checkout = pool.connection(); conn = checkout.__enter__()
+del checkout, pool; gc.collect()
+while runtime.core.held:
+    time.sleep(0.005)
+print("closed")
+"""
+    command = [sys.executable, "-W", "error", "-c", script, sqlite_uri]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "closed\n", done.stderr
 
 
 async def test_durations_are_counted(database: Database) -> None:

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
-from pysqlx_engine.errors import PoolAlreadyStartedError, PoolClosedError
+from pysqlx_engine.errors import ConnectError, PoolAlreadyStartedError, PoolClosedError
 from tests.servers import Database
 
 
@@ -28,6 +28,17 @@ async def test_a_closed_idle_connection_does_not_end_the_monitor(sqlite_uri: str
         await conn.close()  # it is somebody else's by now
         while not pool.stats().closed:
             await asyncio.sleep(0.01)
+        async with pool.connection() as conn:
+            assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
+async def test_a_connection_that_its_user_closed_cannot_be_opened_behind_the_pools_back(database: Database) -> None:
+    """Its session would not be counted."""
+    async with PySQLXEnginePool(database.uri, min_size=1, max_size=1) as pool:
+        async with pool.connection() as conn:
+            await conn.close()
+            with pytest.raises(ConnectError, match="give it back, and the pool replaces it"):
+                await conn.connect()
         async with pool.connection() as conn:
             assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
 

@@ -217,6 +217,24 @@ async def test_each_check_out_may_have_its_own_timeout(sqlite_uri: str, timeout:
         await first.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("dead", [False, True])
+async def test_who_cannot_wait_gets_a_connection_untested(
+    postgres: PostgresServer, postgresql_db: Database, dead: bool
+) -> None:
+    async with PySQLXEnginePool(postgresql_db.uri, min_size=2, max_size=2, check_after=0) as pool:
+        if dead:
+            name = postgresql_db.uri.rpartition("/")[2]
+            with postgres.admin() as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,)
+                )
+            with pytest.raises(PoolTimeoutError):
+                await pool.connection(timeout=0).__aenter__()
+        else:
+            async with pool.connection(timeout=0) as conn:
+                assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
 def test_each_check_out_of_a_thread_may_have_its_own_timeout(sqlite_uri: str) -> None:
     with PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1, conn_timeout=60) as pool, pool.connection():
         errors: list[BaseException] = []

@@ -107,7 +107,7 @@ class Process:
     # what can happen here
 
     def arrive(self) -> None:
-        conn = self.core.check_out(self.fleet.ledger.now, 1)
+        conn = self.core.check_out(self.fleet.ledger.now, 1, 1)
         if conn is not None:
             self.users.append(conn)
             self.fleet.served += 1
