@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import resource
 import signal
 import sys
 import warnings
@@ -17,6 +18,7 @@ from ..errors import SettingsError
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
+    from .supervisor import RunPlan
     from .worker import Target
 
 __all__ = ["main"]
@@ -121,8 +123,10 @@ def _run(options: argparse.Namespace) -> int:
         coordinator=settings.coordinator,
         start_coordinator=not joins and (settings.workers > 1 or options.coordinator),
         directory=directory,
+        script_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         environment=worker_environment(options.settings, uri=options.uri, max_size=options.max_size),
     )
+    _allow_open_files(plan)
     try:
         claimed = directory.claim(supervised=True)
     except RunDirectoryError as error:
@@ -164,6 +168,20 @@ def _check(target: Target) -> None:
         raise _BootFailureError(f"{target.name}, line {error.lineno}: {type(error).__name__}: {error.msg}") from None
     except ValueError as error:  # a zero byte
         raise _BootFailureError(f"{target.name} is no Python source: {error}") from None
+
+
+def _allow_open_files(plan: RunPlan) -> None:
+    """Raise our limit where so many workers need it; the coordinator inherits it, and has two files open for each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= plan.open_files:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (plan.open_files, hard))
+    except (ValueError, OSError):
+        raise _BootFailureError(
+            f"-w {plan.workers} needs {plan.open_files} open files, and the hard limit is {hard}: "
+            "raise it (ulimit -n), or start fewer workers"
+        ) from None
 
 
 def _wants_uvloop(settings: RunSettings) -> bool:

@@ -52,6 +52,7 @@ Restart = Literal["never", "on-failure", "always"]
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
+_OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
@@ -122,8 +123,16 @@ class RunPlan:
     """The address of a coordinator to join."""
     start_coordinator: bool
     directory: RunDirectory
+    script_open_files: int
+    """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     """What the workers get besides our own environment. It may hold a password."""
+
+    @property
+    def open_files(self) -> int:
+        """How many files the supervisor may have open at once."""
+        per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
+        return _OPEN_FILES + per_child * (self.workers + self.start_coordinator)
 
 
 @dataclass(slots=True)
@@ -328,7 +337,9 @@ class Supervisor:
             address = f"ipc://{plan.directory.socket}"
         if address is not None:
             environment["PYSQLX_COORDINATOR"] = address
-        return WorkerSpec(f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop)
+        return WorkerSpec(
+            f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop, plan.script_open_files
+        )
 
     def _coordinator_config(self) -> CoordinatorConfig:
         from .coordinator import CoordinatorConfig  # ZeroMQ: only where it is used
@@ -343,12 +354,16 @@ class Supervisor:
         """The coordinator listens, or has died: its death is told by its pidfd."""
         assert child.ready is not None
         self._selector.unregister(child.ready)
-        with contextlib.suppress(EOFError, OSError):
+        try:
             child.ready.recv_bytes()
-            if not self._workers_started and not self._stopping:
-                self._start_workers()
+        except (EOFError, OSError):
+            listens = False
+        else:
+            listens = True
         child.ready.close()
         child.ready = None
+        if listens and not self._workers_started and not self._stopping:
+            self._start_workers()
 
     def _on_message(self, child: _Child) -> None:
         data = self._receive(child)

@@ -87,11 +87,16 @@ def wait_gone(pids: list[int], timeout: float = 5.0) -> None:
 
 @contextmanager
 def started(
-    cwd: Path, *arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.STDOUT, **environment: str
+    cwd: Path,
+    *arguments: str,
+    shell: str = ":",
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.STDOUT,
+    **environment: str,
 ) -> Iterator[Run]:
-    """A run in `cwd` with `arguments`. At the end nothing of it may be left."""
+    """A run in `cwd` with `arguments`, begun by a shell that does `shell` first. At the end nothing of it is left."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        ["sh", "-c", f'{shell}; exec "$@"', "sh", *COMMAND, *arguments],
         cwd=cwd,
         env=run_environment(cwd, environment),
         stdin=subprocess.DEVNULL,
@@ -112,9 +117,9 @@ def started(
                 stream.close()
 
 
-def finished(cwd: Path, *arguments: str, **environment: str) -> tuple[int, list[str], list[str]]:
+def finished(cwd: Path, *arguments: str, shell: str = ":", **environment: str) -> tuple[int, list[str], list[str]]:
     """The exit status, the lines of stdout and the lines of stderr of a run that ends by itself."""
-    with started(cwd, *arguments, stderr=subprocess.PIPE, **environment) as run:
+    with started(cwd, *arguments, shell=shell, stderr=subprocess.PIPE, **environment) as run:
         stdout, stderr = run.process.communicate(timeout=TIMEOUT)
         return run.wait(), stdout.decode().splitlines(), stderr.decode().splitlines()
 
