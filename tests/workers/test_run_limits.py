@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from pathlib import Path
 
-from .runs import finished
+from .runs import JOINS_ANOTHER, finished, started
 
 SHOWS_LIMIT = "import os, resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
 
@@ -28,3 +31,24 @@ def test_more_workers_than_the_hard_limit_allows_is_3_and_says_what_they_need(tm
     assert err == [
         "pysqlx-run: -w 12 needs 110 open files, and the hard limit is 64: raise it (ulimit -n), or start fewer workers"
     ]
+
+
+def test_a_worker_that_cannot_be_started_again_is_tried_later_and_the_others_go_on(tmp_path: Path):
+    name = script(tmp_path, "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(60)\n")
+    with started(tmp_path, "-w", "2", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:
+        lines = [run.line_with("pid"), run.line_with("pid")]
+        pids = {line[8]: int(line.split()[-1]) for line in lines}
+        supervisor = run.process.pid
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, 512))
+        os.kill(pids["0"], signal.SIGKILL)
+        line = run.line_with("could not be started")
+        assert line.startswith("pysqlx-run: worker 0 could not be started: Too many open files; starting it again in ")
+        run.line_with("could not be started")
+        open_files = os.listdir(f"/proc/{supervisor}/fd")
+        run.line_with("could not be started")
+        assert os.listdir(f"/proc/{supervisor}/fd") == open_files, "an attempt left something open"
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (512, 512))
+        assert run.line_with("pid").startswith("[worker 0] ")
+        os.kill(pids["1"], 0)
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0
