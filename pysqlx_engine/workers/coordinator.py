@@ -61,6 +61,7 @@ class _Process:
     """A process that joined, or that the journal names."""
 
     pid: int
+    started: int
     pidfd: int
     worker: int | None = None
     restarts: int = 0
@@ -132,6 +133,8 @@ class Coordinator:
         self._poller.register(wake_fd, zmq.POLLIN)
         while not self._stopping:
             ready = self._poller.poll(self._timeout())
+            # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
+            dead = [self._by_pidfd[source] for source, _ in ready if source in self._by_pidfd]
             self._ledger.now = time.monotonic()
             for source, _ in ready:
                 if source is self._router:
@@ -140,8 +143,9 @@ class Coordinator:
                     self._control.handle_readable()
                 elif source == wake_fd:
                     os.read(wake_fd, 4096)
-                else:
-                    self._died(self._by_pidfd[source])
+            for member in dead:  # after what they had still said
+                if member in self._processes:
+                    self._died(member)
             self._run_timers()
             self._flush()
         self._control.close()
@@ -260,6 +264,11 @@ class Coordinator:
                 self._send(member, encode(Unwelcome(self._epoch, reason)))
                 return
             self._journal.joined(member, Member(hello.pid, hello.started))
+            # A process has one link. That its pid has another member means that it has replaced itself (execv): the
+            # connections of its former image are closed, and no death will tell.
+            for other, its_process in list(self._processes.items()):
+                if other != member and (its_process.pid, its_process.started) == (hello.pid, hello.started):
+                    self._died(other)
         process.worker, process.restarts = hello.worker, hello.restarts
         self._expected.discard(member)
         self._send(member, encode(Welcome(self._epoch)))
@@ -279,7 +288,7 @@ class Coordinator:
             return None
         self._poller.register(pidfd, zmq.POLLIN)
         self._by_pidfd[pidfd] = member
-        process = self._processes[member] = _Process(pid, pidfd)
+        process = self._processes[member] = _Process(pid, started, pidfd)
         return process
 
     def _died(self, member: MemberId) -> None:

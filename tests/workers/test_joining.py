@@ -93,6 +93,52 @@ def test_a_memory_database_needs_no_budget(monkeypatch: pytest.MonkeyPatch, tmp_
     assert done.stdout == "False 50\n"
 
 
+REPLACES_ITSELF = """
+import os, sys
+from pysqlx_engine import PySQLXEnginePoolSync
+
+pool = PySQLXEnginePoolSync(uri=sys.argv[1], min_size=2, max_size=2, conn_timeout=15)
+pool.start()
+with pool.connection(), pool.connection():  # each under a lease
+    print("image", sys.argv[2], os.getpid(), flush=True)
+    if sys.argv[2] == "1":
+        sys.stdin.readline()
+        os.execv(sys.executable, [sys.executable, sys.argv[0], sys.argv[1], "2"])
+pool.stop()
+"""
+
+
+@pytest.mark.parametrize("coordinators", [1, 2], ids=["the same coordinator", "another coordinator"])
+def test_a_process_that_replaces_itself_gets_its_leases_again(
+    tmp_path: Path, database: Database, coordinators: int
+) -> None:
+    script = tmp_path / "replaces_itself.py"
+    script.write_text(REPLACES_ITSELF)
+    environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": f"ipc://{tmp_path}/coordinator.sock"})
+    command = [sys.executable, str(script), database.uri, "1"]
+    with (
+        watching(database) as samples,
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with coordinator(tmp_path, size=2):
+            assert process.stdout.readline() == f"image 1 {process.pid}\n"
+            samples.wait_for(2)
+            if coordinators == 1:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == f"image 2 {process.pid}\n"
+                assert process.wait(20) == 0
+        if coordinators == 2:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            with coordinator(tmp_path, size=2):
+                assert process.stdout.readline() == f"image 2 {process.pid}\n"
+                assert process.wait(20) == 0
+    assert samples.most == 2, samples
+
+
 HOLDER = """
 import asyncio, sys
 from pysqlx_engine import PySQLXEnginePool
