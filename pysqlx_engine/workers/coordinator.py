@@ -43,6 +43,8 @@ RELAX = 0.05
 ORPHAN_POLL = (0.002, 0.02)
 """Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone: at first,
 and growing to the second."""
+JOURNAL_AGAIN = 0.2
+"""Seconds between two attempts to write the journal, while the disk is full."""
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
 
@@ -98,6 +100,8 @@ class Coordinator:
         self._relax_due: float | None = None
         self._look_due: float | None = None
         self._learning_due: float | None = None
+        self._journal_due: float | None = None
+        """When to try again; None while the journal can be written."""
         self._expected: set[MemberId] = set()
         """Members that the journal names, that live, and that have not said hello yet."""
         self._questions: list[_Status] = []
@@ -155,7 +159,7 @@ class Coordinator:
 
     def _timeout(self) -> int | None:
         """Milliseconds until the next timer; None: there is none."""
-        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due)
+        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due, self._journal_due)
         due = [at for at in timers if at is not None]
         due += [question.deadline for question in self._questions]
         return max(0, round((min(due) - time.monotonic()) * 1000 + 0.5)) if due else None
@@ -188,7 +192,7 @@ class Coordinator:
             question.reply(self._status())
 
     def _flush(self) -> None:
-        """First remember, then say."""
+        """First remember, then say. What cannot be remembered waits with all that would be said after it."""
         ledger = self._ledger
         records, ledger.records = ledger.records, []
         self._journal.write(records)
@@ -197,9 +201,32 @@ class Coordinator:
             logger.warning("%s", notice)
         if self._databases != ledger.budgets.keys():
             self._claim_databases()
+        if not self._remember():
+            return
         messages, ledger.outbox = ledger.outbox, []
         for member, message in messages:
             self._send(member, encode(message))
+
+    def _remember(self) -> bool:
+        """Write the journal; False when it cannot be written now."""
+        now = time.monotonic()
+        if self._journal_due is not None and now < self._journal_due:
+            return False
+        try:
+            self._journal.flush()
+        except OSError as error:
+            if self._journal_due is None:
+                logger.warning(
+                    "cannot write the journal in %s: %s; open connections go on working, growth waits until it can be "
+                    "written",
+                    self._config.directory, error.strerror,
+                )  # fmt: skip
+            self._journal_due = now + JOURNAL_AGAIN
+            return False
+        if self._journal_due is not None:
+            logger.warning("the journal can be written again")
+            self._journal_due = None
+        return True
 
     def _claim_databases(self) -> None:
         """Two coordinators for one database are two budgets, and their sum is what the server sees."""
@@ -271,6 +298,8 @@ class Coordinator:
                     self._died(other)
         process.worker, process.restarts = hello.worker, hello.restarts
         self._expected.discard(member)
+        # What could not be said yet is of before: what it claims now is what it holds.
+        self._ledger.outbox = [(to, message) for to, message in self._ledger.outbox if to != member]
         self._send(member, encode(Welcome(self._epoch)))
         for pool in self._ledger.pools_of(member) - {claim.pool for claim in hello.pools}:
             self._ledger.detach((member, pool))
@@ -435,7 +464,10 @@ def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    coordinator = Coordinator(config)
+    try:
+        coordinator = Coordinator(config)
+    except OSError as error:
+        sys.exit(f"cannot use {config.directory}: {error.strerror}")
     signal.signal(signal.SIGTERM, _only(coordinator.stop))
     signal.signal(signal.SIGINT, _only(coordinator.stop))
     if ready is not None:

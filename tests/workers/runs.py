@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -122,6 +123,17 @@ def finished(cwd: Path, *arguments: str, shell: str = ":", **environment: str) -
     with started(cwd, *arguments, shell=shell, stderr=subprocess.PIPE, **environment) as run:
         stdout, stderr = run.process.communicate(timeout=TIMEOUT)
         return run.wait(), stdout.decode().splitlines(), stderr.decode().splitlines()
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: a write that crosses it is cut off there, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_environment(cwd: Path, changes: dict[str, str]) -> dict[str, str]:

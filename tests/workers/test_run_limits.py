@@ -10,6 +10,19 @@ from pathlib import Path
 from .runs import JOINS_ANOTHER, finished, started
 
 SHOWS_LIMIT = "import os, resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+GROWS = """
+import contextlib, os, pathlib, sys, time
+from pysqlx_engine import PySQLXEnginePoolSync
+
+with PySQLXEnginePoolSync(uri="sqlite:./dev.db", min_size=1, max_size=4) as pool:
+    print("started", flush=True)
+    while not pathlib.Path("more").exists():
+        time.sleep(0.01)
+    with contextlib.ExitStack() as connections:
+        for _ in range(4):
+            connections.enter_context(pool.connection())
+        print("grown", flush=True)
+"""
 
 
 def script(directory: Path, text: str) -> str:
@@ -51,4 +64,25 @@ def test_a_worker_that_cannot_be_started_again_is_tried_later_and_the_others_go_
         assert run.line_with("pid").startswith("[worker 0] ")
         os.kill(pids["1"], 0)
         run.send(signal.SIGTERM)
+        assert run.wait() == 0
+
+
+def test_on_a_full_disk_the_run_says_so_once_and_growth_waits_until_there_is_room(tmp_path: Path):
+    with started(tmp_path, "--coordinator", "--name", "full", script(tmp_path, GROWS)) as run:
+        run.line_with("started")
+        journal = tmp_path / "pysqlx" / "full" / "journal"
+        coordinator = run.pid_titled("pysqlx-run: coordinator")
+        soft, hard = resource.prlimit(coordinator, resource.RLIMIT_FSIZE)
+        resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, hard))
+        (tmp_path / "more").touch()
+        assert run.line() == (
+            f"[coordinator] cannot write the journal in {journal.parent}: File too large; "
+            "open connections go on working, growth waits until it can be written"
+        )
+        resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (soft, hard))
+        assert sorted([run.line(), run.line()]) == [
+            "[coordinator] the journal can be written again",
+            "[worker 0] grown",
+        ]
+        assert run.rest() == []
         assert run.wait() == 0
