@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import SettingsError
+from .process import open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
@@ -66,6 +67,7 @@ class _BootFailureError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
+    open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
     options = _parser().parse_args(argv)
