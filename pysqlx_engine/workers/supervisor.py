@@ -53,6 +53,7 @@ Restart = Literal["never", "on-failure", "always"]
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 _OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
+_LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
@@ -267,7 +268,7 @@ class Supervisor:
     def _time_to_wait(self) -> float | None:
         moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
         moments += [moment for moment in (self._kill_at, self._answer_by) if moment is not None]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
     def _say(self, text: str) -> None:
         """A line of our own on stderr. It is dropped rather than waited for when nobody reads them."""
