@@ -495,7 +495,8 @@ class Supervisor:
         self._stdout.hurry()
         self._stderr.hurry()
         for slot in self._all_slots():
-            slot.restart_at = None
+            if slot.restart_at is not None:
+                slot.restart_at, slot.failed = None, False  # its next child would have made up for the last
         for slot in self._slots:
             if slot.child is not None:
                 slot.child.tell("drain")
