@@ -41,12 +41,11 @@ def shared_budget(request: PoolRequest) -> Budget:
 
 
 def _coordinator() -> str | None:
-    endpoint = os.environ.get("PYSQLX_COORDINATOR")
-    if endpoint is None and os.environ.get("PYSQLX_SETTINGS"):
-        from .settings import load_run_settings
+    if not (os.environ.get("PYSQLX_COORDINATOR") or os.environ.get("PYSQLX_SETTINGS")):
+        return None
+    from .settings import load_coordinator
 
-        endpoint = load_run_settings().coordinator
-    return endpoint or None
+    return load_coordinator()
 
 
 @functools.cache

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from dotenv.parser import parse_stream
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingsError
@@ -57,7 +58,39 @@ class PoolSettings(_Settings):
     a property of the file and stays."""
 
 
-class RunSettings(_Settings):
+_COORDINATOR = re.compile(r"ipc://(?P<path>.+)|tcp://(\[[^\[\]]+\]|[^:]+):(?P<port>[0-9]{1,5})")
+_SOCKET_PATH_LIMIT = 107
+"""Bytes that the system takes as the path of a socket."""
+
+
+def _check_coordinator(address: str | None) -> str | None:
+    found = _COORDINATOR.fullmatch(address) if address is not None else None
+    if address is not None and (
+        found is None
+        or len(os.fsencode(found["path"] or "")) > _SOCKET_PATH_LIMIT
+        or not 1 <= int(found["port"] or 1) <= 65535
+    ):
+        raise ValueError("no address of a coordinator")
+    return address
+
+
+class JoinSettings(_Settings):
+    """What any process is told that may join a coordinator."""
+
+    coordinator: Annotated[
+        str | None,
+        AfterValidator(_check_coordinator),
+        Field(
+            description=(
+                f"the address of a running coordinator: ipc://PATH (at most {_SOCKET_PATH_LIMIT} bytes) "
+                "or tcp://HOST:PORT"
+            )
+        ),
+    ] = None
+    """The coordinator to join; `None`: `pysqlx-run` starts one where more than one worker needs it."""
+
+
+class RunSettings(JoinSettings):
     """What `pysqlx-run` is told. Times are in seconds."""
 
     workers: Annotated[int, Field(ge=1, le=4096, description="processes, a whole number from 1 to 4096")] = 1
@@ -78,14 +111,6 @@ class RunSettings(_Settings):
     ] = None
     loop: Annotated[Literal["auto", "asyncio", "uvloop"], Field(description="auto, asyncio or uvloop")] = "auto"
     prefix: Annotated[bool, Field(description="true or false")] = True
-    coordinator: Annotated[
-        str | None,
-        Field(
-            pattern=r"^(ipc|tcp)://.+",
-            description="the address of a running coordinator: ipc://PATH or tcp://HOST:PORT",
-        ),
-    ] = None
-    """The coordinator to join; `None`: start one where more than one worker needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +143,12 @@ def load_run_settings(settings: str | None = None, **options: object) -> RunSett
     run = _load(RunSettings, options, "--{option} {value}", path, entries)
     _load(PoolSettings, {}, "", path, entries)
     return run
+
+
+def load_coordinator() -> str | None:
+    """The address of the coordinator that this process is to join. Raises `SettingsError` for one that is none."""
+    path, entries = _read_settings_file(os.environ.get(FILE_VARIABLE), FILE_VARIABLE)
+    return _load(JoinSettings, {}, "", path, entries).coordinator
 
 
 def worker_environment(settings: str | None = None, **options: object) -> dict[str, str]:

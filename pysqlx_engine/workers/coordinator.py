@@ -43,6 +43,8 @@ RELAX = 0.05
 ORPHAN_POLL = (0.002, 0.02)
 """Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone: at first,
 and growing to the second."""
+JOURNAL_AGAIN = 0.2
+"""Seconds between two attempts to write the journal, while the disk is full."""
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
 
@@ -61,6 +63,7 @@ class _Process:
     """A process that joined, or that the journal names."""
 
     pid: int
+    started: int
     pidfd: int
     worker: int | None = None
     restarts: int = 0
@@ -97,6 +100,8 @@ class Coordinator:
         self._relax_due: float | None = None
         self._look_due: float | None = None
         self._learning_due: float | None = None
+        self._journal_due: float | None = None
+        """When to try again; None while the journal can be written."""
         self._expected: set[MemberId] = set()
         """Members that the journal names, that live, and that have not said hello yet."""
         self._questions: list[_Status] = []
@@ -132,6 +137,8 @@ class Coordinator:
         self._poller.register(wake_fd, zmq.POLLIN)
         while not self._stopping:
             ready = self._poller.poll(self._timeout())
+            # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
+            dead = [self._by_pidfd[source] for source, _ in ready if source in self._by_pidfd]
             self._ledger.now = time.monotonic()
             for source, _ in ready:
                 if source is self._router:
@@ -140,8 +147,9 @@ class Coordinator:
                     self._control.handle_readable()
                 elif source == wake_fd:
                     os.read(wake_fd, 4096)
-                else:
-                    self._died(self._by_pidfd[source])
+            for member in dead:  # after what they had still said
+                if member in self._processes:
+                    self._died(member)
             self._run_timers()
             self._flush()
         self._control.close()
@@ -151,7 +159,7 @@ class Coordinator:
 
     def _timeout(self) -> int | None:
         """Milliseconds until the next timer; None: there is none."""
-        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due)
+        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due, self._journal_due)
         due = [at for at in timers if at is not None]
         due += [question.deadline for question in self._questions]
         return max(0, round((min(due) - time.monotonic()) * 1000 + 0.5)) if due else None
@@ -184,7 +192,7 @@ class Coordinator:
             question.reply(self._status())
 
     def _flush(self) -> None:
-        """First remember, then say."""
+        """First remember, then say. What cannot be remembered waits with all that would be said after it."""
         ledger = self._ledger
         records, ledger.records = ledger.records, []
         self._journal.write(records)
@@ -193,9 +201,32 @@ class Coordinator:
             logger.warning("%s", notice)
         if self._databases != ledger.budgets.keys():
             self._claim_databases()
+        if not self._remember():
+            return
         messages, ledger.outbox = ledger.outbox, []
         for member, message in messages:
             self._send(member, encode(message))
+
+    def _remember(self) -> bool:
+        """Write the journal; False when it cannot be written now."""
+        now = time.monotonic()
+        if self._journal_due is not None and now < self._journal_due:
+            return False
+        try:
+            self._journal.flush()
+        except OSError as error:
+            if self._journal_due is None:
+                logger.warning(
+                    "cannot write the journal in %s: %s; open connections go on working, growth waits until it can be "
+                    "written",
+                    self._config.directory, error.strerror,
+                )  # fmt: skip
+            self._journal_due = now + JOURNAL_AGAIN
+            return False
+        if self._journal_due is not None:
+            logger.warning("the journal can be written again")
+            self._journal_due = None
+        return True
 
     def _claim_databases(self) -> None:
         """Two coordinators for one database are two budgets, and their sum is what the server sees."""
@@ -260,8 +291,15 @@ class Coordinator:
                 self._send(member, encode(Unwelcome(self._epoch, reason)))
                 return
             self._journal.joined(member, Member(hello.pid, hello.started))
+            # A process has one link. That its pid has another member means that it has replaced itself (execv): the
+            # connections of its former image are closed, and no death will tell.
+            for other, its_process in list(self._processes.items()):
+                if other != member and (its_process.pid, its_process.started) == (hello.pid, hello.started):
+                    self._died(other)
         process.worker, process.restarts = hello.worker, hello.restarts
         self._expected.discard(member)
+        # What could not be said yet is of before: what it claims now is what it holds.
+        self._ledger.outbox = [(to, message) for to, message in self._ledger.outbox if to != member]
         self._send(member, encode(Welcome(self._epoch)))
         for pool in self._ledger.pools_of(member) - {claim.pool for claim in hello.pools}:
             self._ledger.detach((member, pool))
@@ -279,7 +317,7 @@ class Coordinator:
             return None
         self._poller.register(pidfd, zmq.POLLIN)
         self._by_pidfd[pidfd] = member
-        process = self._processes[member] = _Process(pid, pidfd)
+        process = self._processes[member] = _Process(pid, started, pidfd)
         return process
 
     def _died(self, member: MemberId) -> None:
@@ -426,7 +464,10 @@ def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    coordinator = Coordinator(config)
+    try:
+        coordinator = Coordinator(config)
+    except OSError as error:
+        sys.exit(f"cannot use {config.directory}: {error.strerror}")
     signal.signal(signal.SIGTERM, _only(coordinator.stop))
     signal.signal(signal.SIGINT, _only(coordinator.stop))
     if ready is not None:

@@ -6,8 +6,10 @@ it has to survive the coordinator, not the host, because with the host every mem
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,8 @@ import msgspec
 from .ledger import PoolKey, Record
 from .messages import HeldLease
 from .process import start_time
+
+logger = logging.getLogger("pysqlx_engine")
 
 COMPACT_AFTER = 20_000
 """Lines after which the journal is written anew with what still counts."""
@@ -52,47 +56,58 @@ def anybody_lives(path: Path) -> bool:
 
 
 class Journal:
-    """The journal at `path`. Reading it never fails: a last line cut off by a crash is what was never granted."""
+    """The journal at `path`. Reading it never fails: a last line cut off by a crash is what was never granted.
+
+    What it is told collects until `flush`; before that nothing may be said that depends on it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._encoder = msgspec.json.Encoder()
         self.recovered = _read(path)
+        self._told: list[_Line] = []
         self._lines = 0
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
-        self._rewrite()
+        self._end = path.read_bytes().rfind(b"\n") + 1
+        """Bytes of whole lines. What follows is cut off before the next is written, which it would spoil."""
+        self._file.truncate(self._end)
+        self._compact()
 
     def joined(self, member: str, process: Member) -> None:
-        self.recovered.members[member] = process
-        self._append([_Line("joined", member, process=process)])
+        self._told.append(_Line("joined", member, process=process))
 
     def left(self, member: str) -> None:
-        self.recovered.members.pop(member, None)
-        self._append([_Line("left", member)])
+        self._told.append(_Line("left", member))
 
     def write(self, records: Iterable[Record]) -> None:
-        lines = []
         for record in records:
             line = _Line(record.kind, record.key[0], record.key[1], record.database, record.held, size=record.size)
+            self._told.append(line)
+
+    def flush(self) -> None:
+        """Write down what was told. Raises OSError when that cannot be done; then the next call tries it again."""
+        if not self._told:
+            return
+        data = self._encoded(self._told)
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(data)
+        for line in self._told:
             _apply(self.recovered, line)
-            lines.append(line)
-        self._append(lines)
+        self._lines += len(self._told)
+        self._told.clear()
+        if self._lines > COMPACT_AFTER:
+            self._compact()
 
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, lines: list[_Line]) -> None:
-        if not lines:
-            return
-        data = memoryview(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
-        while data:  # an unbuffered file may take less than all
-            data = data[self._file.write(data) :]
-        self._lines += len(lines)
-        if self._lines > COMPACT_AFTER:
-            self._rewrite()
-
-    def _rewrite(self) -> None:
+    def _compact(self) -> None:
+        """Write anew what still counts. Where that cannot be done the old file goes on: it says the same at length."""
         lines = [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
         lines += [
             _Line("sized", stated_by, 0, database, size=size)
@@ -103,14 +118,39 @@ class Journal:
             for (key, database), leases in self.recovered.held.items()
             for held in leases.values()
         ]
+        data = self._encoded(lines)
         temporary = self._path.with_suffix(".new")
-        with temporary.open("wb", buffering=0) as file:
-            os.chmod(temporary, 0o600)
-            file.write(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
-        temporary.replace(self._path)
-        self._file.close()
-        self._file = self._path.open("ab", buffering=0)
+        try:
+            self._replace(temporary, data)
+        except OSError as error:
+            logger.warning("cannot write %s: %s; going on with the old journal", temporary, error.strerror)
+            temporary.unlink(missing_ok=True)
+            self._lines = 0  # try again after as many more
+            return
+        self._end = len(data)
         self._lines = len(lines)
+
+    def _replace(self, temporary: Path, data: bytes) -> None:
+        file = temporary.open("ab", buffering=0)
+        try:
+            os.chmod(temporary, 0o600)
+            file.truncate(0)
+            _write_all(file, data)
+            temporary.replace(self._path)  # only now: a part would be less than what is there
+        except OSError:
+            file.close()
+            raise
+        self._file.close()
+        self._file = file
+
+    def _encoded(self, lines: list[_Line]) -> bytes:
+        return b"".join(self._encoder.encode(line) + b"\n" for line in lines)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:  # an unbuffered file may take less than all: the error comes with the next write
+        left = left[file.write(left) :]
 
 
 def _read(path: Path) -> Recovered:

@@ -23,6 +23,7 @@ import msgspec
 import zmq
 import zmq.utils.monitor
 
+from ..errors import PoolRefusedError
 from ..pool.background import at_exit, background
 from ..pool.budget import PoolRequest
 from .leased_budget import LeasedBudget, Outgoing
@@ -61,6 +62,8 @@ class Link:
         """The coordinator's epoch, None while there is no coordinator."""
         self._named: set[LeasedBudget] = set()
         """The budgets that the last Hello named."""
+        self._failure: Unwelcome | None = None
+        """Why the thread has ended, if it should not have."""
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -72,10 +75,17 @@ class Link:
 
     def add(self, budget: LeasedBudget) -> None:
         with self.lock:
+            try:
+                encode(Attach(0, budget.claim()))
+            except UnicodeEncodeError as error:  # here it costs one pool its start, in the thread all of them the link
+                raise PoolRefusedError(f"{error.object!a} cannot be told to the coordinator: {error.reason}") from None
             self._budgets[budget.pool_id] = budget
+            failure = self._failure
             if self._epoch is not None:  # else the next Hello, or what follows its answer, names it
                 self._post_attach(budget)
         self.flush()
+        if failure is not None:
+            budget.receive(failure)
 
     def remove(self, budget: LeasedBudget) -> None:
         with self.lock:
@@ -98,12 +108,17 @@ class Link:
     def demand_changed(self, budget: LeasedBudget) -> None:
         with self.lock:
             self._changed.add(budget)
+            failure = self._failure
         self.flush()
+        if failure is not None:
+            self.later(0, lambda: self._answer_alone(budget, failure))
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         background().call_later(delay, callback)
 
     def describe(self) -> str:
+        if self._failure is not None:
+            return self._failure.reason
         return "coordinator up" if self._epoch is not None else f"coordinator not reachable at {self._endpoint}"
 
     def label(self, pool: str) -> str:
@@ -124,6 +139,24 @@ class Link:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        try:
+            self._talk()
+        except Exception as error:
+            reason = f"the link to the coordinator at {self._endpoint} has failed: {type(error).__name__}: {error}"
+            logger.exception("Pool: %s", reason)
+            with self.lock:
+                self._epoch, self._failure = None, Unwelcome(0, reason)
+                budgets = list(self._budgets.values())
+            for budget in budgets:  # nobody will answer them any more
+                budget.receive(self._failure)
+
+    def _answer_alone(self, budget: LeasedBudget, failure: Unwelcome) -> None:
+        """Without the thread no pool grows. Who waits in one that has connections gets one of those."""
+        demand = budget.report(0).demand
+        if demand.waiting and not demand.in_use:
+            budget.receive(failure)
+
+    def _talk(self) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.ROUTING_ID, f"{os.getpid()}-{secrets.token_hex(8)}".encode())
             socket.setsockopt(zmq.LINGER, 200)

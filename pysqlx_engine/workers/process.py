@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "describe_exit",
     "die_with",
     "kill_group",
+    "open_standard_streams",
     "start_time",
 ]
 
@@ -65,7 +67,21 @@ def become_child(title: str, parent: int, stdout: Connection | None, stderr: Con
         if pipe is not None:
             os.dup2(pipe.fileno(), descriptor, inheritable=True)
             pipe.close()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in a pipe it would wait for a full block
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in a pipe it would wait for a full block
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null as each of stdin, stdout and stderr that we were started without: the next file that is opened,
+    perhaps a pipe to a child, would get that number, and with it what is printed."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(null, True)
+            stream = open(null, "r" if name == "stdin" else "w", closefd=False)  # noqa: SIM115 - it stays open
+            setattr(sys, name, stream)
 
 
 def die_with(parent: int) -> None:

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import resource
 import signal
 import sys
 import warnings
@@ -14,9 +15,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import SettingsError
+from .process import open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
+    from .supervisor import RunPlan
     from .worker import Target
 
 __all__ = ["main"]
@@ -64,6 +67,7 @@ class _BootFailureError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
+    open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
     options = _parser().parse_args(argv)
@@ -121,8 +125,10 @@ def _run(options: argparse.Namespace) -> int:
         coordinator=settings.coordinator,
         start_coordinator=not joins and (settings.workers > 1 or options.coordinator),
         directory=directory,
+        script_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         environment=worker_environment(options.settings, uri=options.uri, max_size=options.max_size),
     )
+    _allow_open_files(plan)
     try:
         claimed = directory.claim(supervised=True)
     except RunDirectoryError as error:
@@ -164,6 +170,20 @@ def _check(target: Target) -> None:
         raise _BootFailureError(f"{target.name}, line {error.lineno}: {type(error).__name__}: {error.msg}") from None
     except ValueError as error:  # a zero byte
         raise _BootFailureError(f"{target.name} is no Python source: {error}") from None
+
+
+def _allow_open_files(plan: RunPlan) -> None:
+    """Raise our limit where so many workers need it; the coordinator inherits it, and has two files open for each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= plan.open_files:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (plan.open_files, hard))
+    except (ValueError, OSError):
+        raise _BootFailureError(
+            f"-w {plan.workers} needs {plan.open_files} open files, and the hard limit is {hard}: "
+            "raise it (ulimit -n), or start fewer workers"
+        ) from None
 
 
 def _wants_uvloop(settings: RunSettings) -> bool:

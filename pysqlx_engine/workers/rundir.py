@@ -118,8 +118,12 @@ class RunDirectory:
             leftover.unlink(missing_ok=True)
         me = os.getpid()
         written = self.path / "owner.new"
-        written.write_text(json.dumps({"pid": me, "start": start_time(me), "supervised": supervised}))
-        written.replace(self.owner)
+        try:
+            written.write_text(json.dumps({"pid": me, "start": start_time(me), "supervised": supervised}))
+            written.replace(self.owner)
+        except OSError as error:
+            os.close(lock)
+            raise RunDirectoryError(f"cannot write {written}: {error.strerror}") from None
         return ClaimedRun(self, lock)
 
 

@@ -52,6 +52,8 @@ Restart = Literal["never", "on-failure", "always"]
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
+_OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
+_LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
@@ -122,8 +124,16 @@ class RunPlan:
     """The address of a coordinator to join."""
     start_coordinator: bool
     directory: RunDirectory
+    script_open_files: int
+    """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     """What the workers get besides our own environment. It may hold a password."""
+
+    @property
+    def open_files(self) -> int:
+        """How many files the supervisor may have open at once."""
+        per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
+        return _OPEN_FILES + per_child * (self.workers + self.start_coordinator)
 
 
 @dataclass(slots=True)
@@ -227,6 +237,7 @@ class Supervisor:
         self._workers_started = True
         for slot in self._slots:
             self._start_child(slot)
+        self._wind_down()  # if none could be started, no death will tell
 
     def _restarts_pending(self) -> bool:
         return any(slot.restart_at is not None for slot in self._all_slots())
@@ -252,11 +263,12 @@ class Supervisor:
                 slot.restart_at = None
                 slot.restarts += 1
                 self._start_child(slot)
+                self._wind_down()
 
     def _time_to_wait(self) -> float | None:
         moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
         moments += [moment for moment in (self._kill_at, self._answer_by) if moment is not None]
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
     def _say(self, text: str) -> None:
         """A line of our own on stderr. It is dropped rather than waited for when nobody reads them."""
@@ -266,51 +278,64 @@ class Supervisor:
     # -- children -----------------------------------------------------------------------------------------------------
 
     def _start_child(self, slot: _Slot) -> None:
-        ours: list[Callable[[], object]] = []  # the child's ends of its pipes: what we close once it has them
         try:
-            stdout, stderr = self._output_pipes(slot, ours)
-            arguments: tuple[object, ...]
-            control = ready = None
+            child = self._launch(slot)
+        except OSError as error:  # no descriptor, process or memory to be had: that may pass
+            self._decide(slot, f"could not be started: {error.strerror or error}", 1, 0.0)
+            return
+        slot.child = self._children[child.pid] = child
+        slot.failed = False
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
+        if child.control is not None:
+            self._selector.register(child.control, selectors.EVENT_READ, lambda: self._on_message(child))
+        if child.ready is not None:
+            self._selector.register(child.ready, selectors.EVENT_READ, lambda: self._on_ready(child))
+
+    def _launch(self, slot: _Slot) -> _Child:
+        """Start a process. Raises OSError, and has left nothing behind then, when the system does not let us."""
+        control = ready = None
+        arguments: tuple[object, ...]
+        # The child's ends of its pipes, which we close once it has them; and ours, which stay if it was started.
+        with contextlib.ExitStack() as its_ends, contextlib.ExitStack() as our_ends:
+            stdout, stderr = self._output_pipes(slot, its_ends)
             if slot.number is None:
                 ready, child_ready = self._context.Pipe(duplex=False)
-                ours.append(child_ready.close)
+                our_ends.callback(ready.close)
+                its_ends.callback(child_ready.close)
                 arguments = (os.getpid(), self._coordinator_config(), child_ready, stdout, stderr)
                 process = self._context.Process(target=coordinator_main, args=arguments, name=slot.name)
             else:
                 # Datagrams in order: one message, one piece, and a send never blocks.
                 control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                our_ends.callback(control.close)
+                its_ends.callback(child_control.close)
                 control.setblocking(False)
-                ours.append(child_control.close)
                 arguments = (self._worker_spec(slot), child_control, stdout, stderr)
                 process = self._context.Process(target=worker_main, args=arguments, name=slot.name)
             with _hidden_main_module(), _blocked(CHILD_SIGNALS):
                 process.start()
-        finally:
-            for close in ours:
-                close()
-        # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We reap: a
-        # death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
-        reaped_by_multiprocess.discard(process)
-        child = _Child(slot, process, os.pidfd_open(process.pid), time.monotonic(), control=control, ready=ready)
-        slot.child = self._children[child.pid] = child
-        slot.failed = False
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
-        if control is not None:
-            self._selector.register(control, selectors.EVENT_READ, lambda: self._on_message(child))
-        if ready is not None:
-            self._selector.register(ready, selectors.EVENT_READ, lambda: self._on_ready(child))
+            # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We
+            # reap: a death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
+            reaped_by_multiprocess.discard(process)
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:  # nobody would tell us when it ends
+                kill_group(process.pid)
+                process.join()
+                process.close()
+                raise
+            our_ends.pop_all()
+        return _Child(slot, process, pidfd, time.monotonic(), control=control, ready=ready)
 
-    def _output_pipes(
-        self, slot: _Slot, ours: list[Callable[[], object]]
-    ) -> tuple[Connection | None, Connection | None]:
+    def _output_pipes(self, slot: _Slot, its_ends: contextlib.ExitStack) -> tuple[Connection | None, Connection | None]:
         if not self._plan.prefix:
             return None, None
         ends = []
         for pump, destination in ((self._stdout, 1), (self._stderr, 2)):
             reader, writer = self._context.Pipe(duplex=False)
-            ours.append(writer.close)
-            pump.add(os.dup(reader.fileno()), line_prefix(slot.name, slot.color, destination, os.environ))
-            reader.close()
+            its_ends.callback(writer.close)
+            with reader:
+                pump.add(os.dup(reader.fileno()), line_prefix(slot.name, slot.color, destination, os.environ))
             ends.append(writer)
         return ends[0], ends[1]
 
@@ -328,7 +353,9 @@ class Supervisor:
             address = f"ipc://{plan.directory.socket}"
         if address is not None:
             environment["PYSQLX_COORDINATOR"] = address
-        return WorkerSpec(f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop)
+        return WorkerSpec(
+            f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop, plan.script_open_files
+        )
 
     def _coordinator_config(self) -> CoordinatorConfig:
         from .coordinator import CoordinatorConfig  # ZeroMQ: only where it is used
@@ -343,12 +370,16 @@ class Supervisor:
         """The coordinator listens, or has died: its death is told by its pidfd."""
         assert child.ready is not None
         self._selector.unregister(child.ready)
-        with contextlib.suppress(EOFError, OSError):
+        try:
             child.ready.recv_bytes()
-            if not self._workers_started and not self._stopping:
-                self._start_workers()
+        except (EOFError, OSError):
+            listens = False
+        else:
+            listens = True
         child.ready.close()
         child.ready = None
+        if listens and not self._workers_started and not self._stopping:
+            self._start_workers()
 
     def _on_message(self, child: _Child) -> None:
         data = self._receive(child)
@@ -407,25 +438,26 @@ class Supervisor:
         elif slot.number is None and not self._workers_started and status > 0:
             self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
         else:
-            self._decide(slot, status, time.monotonic() - child.started)
+            self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
         self._wind_down()
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
-    def _decide(self, slot: _Slot, status: int, lived: float) -> None:
+    def _decide(self, slot: _Slot, end: str, status: int, lived: float) -> None:
+        """What comes after `end`: how the child ended, in words."""
         slot.failed = status != 0
         decision = slot.policy.died(status, lived)
         if decision.verdict is Verdict.RESTART:
             slot.restart_at = time.monotonic() + decision.delay
-            self._say(f"{slot.name} {describe_exit(status)}; starting it again in {decision.delay:.1f} s")
+            self._say(f"{slot.name} {end}; starting it again in {decision.delay:.1f} s")
         elif decision.verdict is Verdict.GIVE_UP:
             self._status = FAILED
             self._say(
-                f"{slot.name} {describe_exit(status)}, the {RestartPolicy.LIMIT}th failure in a row within "
+                f"{slot.name} {end}, the {RestartPolicy.LIMIT}th failure in a row within "
                 f"{RestartPolicy.EARLY:.0f} s of a start; giving up"
             )
             self._stop()
         elif slot.failed:
-            self._say(f"{slot.name} {describe_exit(status)}")
+            self._say(f"{slot.name} {end}")
 
     def _bury(self, child: _Child) -> int:
         """Reap a dead child and close what we had of it. Returns its status, negative for a signal."""
@@ -463,7 +495,8 @@ class Supervisor:
         self._stdout.hurry()
         self._stderr.hurry()
         for slot in self._all_slots():
-            slot.restart_at = None
+            if slot.restart_at is not None:
+                slot.restart_at, slot.failed = None, False  # its next child would have made up for the last
         for slot in self._slots:
             if slot.child is not None:
                 slot.child.tell("drain")

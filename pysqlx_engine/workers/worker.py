@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -100,11 +101,15 @@ class WorkerSpec:
     target: Target
     environment: dict[str, str]
     uvloop: bool
+    open_files: int
+    """The limit that the script runs under: the supervisor may have needed a higher one."""
 
 
 def main(spec: WorkerSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None) -> NoReturn:
     """The whole life of a worker process."""
     become_child(spec.title, spec.supervisor, stdout, stderr)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # by now it may be lower than what we were started with
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(spec.open_files, hard), hard))
     os.environ.update(spec.environment, PYSQLX_WORKER_PID=str(os.getpid()))
     worker = _Worker(control)
     worker.obey()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -87,11 +88,16 @@ def wait_gone(pids: list[int], timeout: float = 5.0) -> None:
 
 @contextmanager
 def started(
-    cwd: Path, *arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.STDOUT, **environment: str
+    cwd: Path,
+    *arguments: str,
+    shell: str = ":",
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.STDOUT,
+    **environment: str,
 ) -> Iterator[Run]:
-    """A run in `cwd` with `arguments`. At the end nothing of it may be left."""
+    """A run in `cwd` with `arguments`, begun by a shell that does `shell` first. At the end nothing of it is left."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        ["sh", "-c", f'{shell}; exec "$@"', "sh", *COMMAND, *arguments],
         cwd=cwd,
         env=run_environment(cwd, environment),
         stdin=subprocess.DEVNULL,
@@ -112,11 +118,22 @@ def started(
                 stream.close()
 
 
-def finished(cwd: Path, *arguments: str, **environment: str) -> tuple[int, list[str], list[str]]:
+def finished(cwd: Path, *arguments: str, shell: str = ":", **environment: str) -> tuple[int, list[str], list[str]]:
     """The exit status, the lines of stdout and the lines of stderr of a run that ends by itself."""
-    with started(cwd, *arguments, stderr=subprocess.PIPE, **environment) as run:
+    with started(cwd, *arguments, shell=shell, stderr=subprocess.PIPE, **environment) as run:
         stdout, stderr = run.process.communicate(timeout=TIMEOUT)
         return run.wait(), stdout.decode().splitlines(), stderr.decode().splitlines()
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: a write that crosses it is cut off there, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_environment(cwd: Path, changes: dict[str, str]) -> dict[str, str]:

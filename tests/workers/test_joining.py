@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pysqlx_engine import PySQLXEnginePool
-from pysqlx_engine.errors import PoolTimeoutError
+from pysqlx_engine.errors import PoolRefusedError, PoolTimeoutError, SettingsError
 from tests.servers import Database
 
 from .runs import run_environment, started
@@ -79,6 +80,59 @@ async def test_a_coordinator_that_cannot_be_reached_is_waited_for_and_then_named
     assert pool.closed
 
 
+async def test_an_address_that_is_none_is_refused_at_once(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSQLX_COORDINATOR", "/tmp/coordinator.sock")
+    with pytest.raises(SettingsError, match=r"^PYSQLX_COORDINATOR=/tmp/coordinator\.sock is not allowed: the address"):
+        await PySQLXEnginePool(sqlite_uri, min_size=1).start()
+
+
+async def test_a_pool_that_cannot_be_told_to_the_coordinator_is_refused_and_the_others_go_on(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "caf\udce9").mkdir()  # a name that is not UTF-8
+    (tmp_path / "link").symlink_to("caf\udce9")
+    with coordinator(tmp_path, size=2) as address:
+        monkeypatch.setenv("PYSQLX_COORDINATOR", address)
+        async with PySQLXEnginePool(sqlite_uri, min_size=1) as pool:
+            with pytest.raises(PoolRefusedError, match=r"/caf\\udce9/a\.db' cannot be told to the coordinator"):
+                await PySQLXEnginePool(f"sqlite:{tmp_path}/link/a.db", min_size=1).start()
+            async with pool.connection(), pool.connection():
+                assert pool.stats().in_use == 2
+
+
+HAS_FAILED = r"^the link to the coordinator at ipc://.* has failed: ValueError: invalid literal for int"
+
+
+async def use(pool: PySQLXEnginePool) -> None:
+    async with pool.connection() as conn:
+        await conn.query_first("SELECT 1 AS a")
+
+
+async def test_a_link_that_fails_fails_its_pools_at_once_but_for_the_connections_they_have(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with coordinator(tmp_path, size=2) as address:
+        monkeypatch.setenv("PYSQLX_COORDINATOR", address)
+        pool = PySQLXEnginePool(sqlite_uri, min_size=1)
+        empty = PySQLXEnginePool(sqlite_uri, min_size=0)
+        await pool.start()
+        await empty.start()
+    monkeypatch.setenv("PYSQLX_WORKER_RESTARTS", "many")  # the link fails when it says hello to the next coordinator
+    with coordinator(tmp_path, size=2):
+        for _ in range(2):  # when the link fails, and after that
+            with pytest.raises(PoolRefusedError, match=HAS_FAILED):
+                await use(empty)
+        with pytest.raises(PoolRefusedError, match=HAS_FAILED):
+            await PySQLXEnginePool(sqlite_uri, min_size=1).start()
+        async with pool.connection():
+            waiter = asyncio.create_task(use(pool))
+            while pool.stats().waiting == 0:
+                await asyncio.sleep(0)
+        await waiter
+        await pool.stop()
+        await empty.stop()
+
+
 def test_a_pool_of_one_process_loads_neither_zeromq_nor_multiprocess(sqlite_uri: str, tmp_path: Path) -> None:
     script = USER.replace('"zmq" in sys.modules', '{"zmq", "multiprocess"} & sys.modules.keys()')
     command = [sys.executable, "-c", script, sqlite_uri, "SELECT 1 AS a"]
@@ -91,6 +145,52 @@ def test_a_memory_database_needs_no_budget(monkeypatch: pytest.MonkeyPatch, tmp_
     environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": f"ipc://{tmp_path}/nobody.sock"})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False 50\n"
+
+
+REPLACES_ITSELF = """
+import os, sys
+from pysqlx_engine import PySQLXEnginePoolSync
+
+pool = PySQLXEnginePoolSync(uri=sys.argv[1], min_size=2, max_size=2, conn_timeout=15)
+pool.start()
+with pool.connection(), pool.connection():  # each under a lease
+    print("image", sys.argv[2], os.getpid(), flush=True)
+    if sys.argv[2] == "1":
+        sys.stdin.readline()
+        os.execv(sys.executable, [sys.executable, sys.argv[0], sys.argv[1], "2"])
+pool.stop()
+"""
+
+
+@pytest.mark.parametrize("coordinators", [1, 2], ids=["the same coordinator", "another coordinator"])
+def test_a_process_that_replaces_itself_gets_its_leases_again(
+    tmp_path: Path, database: Database, coordinators: int
+) -> None:
+    script = tmp_path / "replaces_itself.py"
+    script.write_text(REPLACES_ITSELF)
+    environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": f"ipc://{tmp_path}/coordinator.sock"})
+    command = [sys.executable, str(script), database.uri, "1"]
+    with (
+        watching(database) as samples,
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with coordinator(tmp_path, size=2):
+            assert process.stdout.readline() == f"image 1 {process.pid}\n"
+            samples.wait_for(2)
+            if coordinators == 1:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == f"image 2 {process.pid}\n"
+                assert process.wait(20) == 0
+        if coordinators == 2:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            with coordinator(tmp_path, size=2):
+                assert process.stdout.readline() == f"image 2 {process.pid}\n"
+                assert process.wait(20) == 0
+    assert samples.most == 2, samples
 
 
 HOLDER = """

@@ -218,6 +218,28 @@ def test_help_names_every_option_with_its_variable_and_every_status(tmp_path: Pa
         assert word in text
 
 
+@pytest.mark.parametrize("options", [[], ["--no-prefix"]], ids=["prefix", "no prefix"])
+@pytest.mark.parametrize("descriptor", [0, 1, 2], ids=["stdin", "stdout", "stderr"])
+def test_a_script_runs_although_a_standard_stream_is_closed(tmp_path: Path, descriptor: int, options: list[str]):
+    name = script(
+        tmp_path,
+        "import os, pathlib, sys\n"
+        "print('out', flush=True)\n"
+        "print('err', file=sys.stderr, flush=True)\n"
+        "pathlib.Path('ran-' + os.environ['PYSQLX_WORKER_ID']).touch()\n",
+    )
+    status, out, err = finished(tmp_path, *options, "-w", "2", name, shell=f"exec {descriptor}>&-")
+    assert status == 0
+    assert {path.name for path in tmp_path.glob("ran-*")} == {"ran-0", "ran-1"}
+    assert (len(out), len(err)) == (0 if descriptor == 1 else 2, 0 if descriptor == 2 else 2)
+
+
+@pytest.mark.parametrize("descriptor", [1, 2], ids=["stdout", "stderr"])
+def test_an_error_is_printed_to_stderr_or_nowhere(tmp_path: Path, descriptor: int):
+    status, out, err = finished(tmp_path, "missing.py", shell=f"exec {descriptor}>&-")
+    assert (status, out, len(err)) == (3, [], 0 if descriptor == 2 else 1)
+
+
 def test_the_supervisor_is_found_by_title_without_the_password_of_its_command_line(tmp_path: Path):
     name = script(tmp_path, "import time\nprint('up')\ntime.sleep(60)")
     with started(tmp_path, "--name", "shop", "--uri", "postgresql://u:hunter2@h/d", name) as run:

@@ -51,6 +51,15 @@ def test_with_always_a_script_that_ended_well_is_started_again(tmp_path: Path):
         assert run.wait() == 0
 
 
+def test_a_drain_while_a_worker_waits_for_its_restart_ends_with_0(tmp_path: Path):
+    with started(tmp_path, script(tmp_path, "sys.exit(1)")) as run:
+        while float(run.line_with("starting it again").split()[-2]) < 0.5:
+            pass
+        run.send(signal.SIGTERM)
+        assert run.rest() == []
+        assert run.wait() == 0
+
+
 def test_a_worker_that_is_killed_comes_back_alone(tmp_path: Path):
     name = script(tmp_path, "import time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(60)")
     with started(tmp_path, "-w", "2", name, PYSQLX_COORDINATOR=JOINS_ANOTHER) as run:

@@ -109,6 +109,14 @@ def test_what_runs_on_after_the_graceful_timeout_is_killed_and_the_run_fails(tmp
         assert run.wait() == 1
 
 
+def test_a_graceful_timeout_of_months_is_as_good_as_none(tmp_path: Path):
+    with started(tmp_path, "--graceful-timeout", "3000000", script(tmp_path, HAS_A_HANDLER)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["[worker 0] own handler"]
+        assert run.wait() == 0
+
+
 def test_one_int_waits_and_the_second_kills_at_once(tmp_path: Path):
     with started(tmp_path, script(tmp_path, HAS_A_HANDLER + "import time\ntime.sleep(60)\n")) as run:
         run.line_with("up")

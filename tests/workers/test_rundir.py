@@ -21,6 +21,8 @@ from pysqlx_engine.workers.journal import Journal, Member
 from pysqlx_engine.workers.process import start_time
 from pysqlx_engine.workers.rundir import RunDirectoryError, default_name, list_runs, run_directory
 
+from .runs import room_for
+
 
 @pytest.fixture(autouse=True)
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -52,7 +54,9 @@ def joined(journal: Path) -> Iterator[None]:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, stderr=-3) as process:
         started = start_time(process.pid)
         assert started is not None
-        Journal(journal).joined("member", Member(process.pid, started))
+        written = Journal(journal)
+        written.joined("member", Member(process.pid, started))
+        written.flush()
         try:
             yield
         finally:
@@ -107,6 +111,13 @@ def test_dead_runs_are_swept_away_but_not_a_coordinator_that_may_come_back(base:
     with another_owner("live"):
         run_directory("shop").claim(supervised=True).release()
         assert sorted(os.listdir(base)) == ["alone", "live"]
+
+
+def test_on_a_full_disk_a_name_is_refused_and_stays_free():
+    run = run_directory("shop")
+    with room_for(0), pytest.raises(RunDirectoryError, match=r"cannot write .*/shop/owner\.new: File too large"):
+        run.claim(supervised=True)
+    run.claim(supervised=True).release()
 
 
 def test_a_dead_run_is_not_swept_away_while_somebody_lives_who_joined_it(base: Path):

@@ -10,7 +10,13 @@ import pytest
 
 from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.log_config import LOG_CONFIG
-from pysqlx_engine.settings import LOG_SWITCHES, load_pool_settings, load_run_settings, worker_environment
+from pysqlx_engine.settings import (
+    LOG_SWITCHES,
+    load_coordinator,
+    load_pool_settings,
+    load_run_settings,
+    worker_environment,
+)
 
 FILES = sorted((Path(__file__).parents[2] / "settings").glob("*.env"))
 
@@ -85,6 +91,27 @@ def test_a_bad_option_is_named_with_its_value_and_what_is_allowed():
     assert refusal(graceful_timeout="soon").startswith("--graceful-timeout soon is not allowed: seconds")
     assert refusal(restart="maybe") == "--restart maybe is not allowed: never, on-failure or always"
     assert refusal(name="a/b").startswith("--name a/b is not allowed: 1 to 64 letters")
+
+
+@pytest.mark.parametrize(
+    "address", ["ipc:///run/c.sock", f"ipc://{'a' * 107}", "tcp://db.example:65535", "tcp://[::1]:1"]
+)
+def test_an_address_of_a_coordinator_is_a_path_or_a_host_with_a_port(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYSQLX_COORDINATOR", address)
+    assert load_run_settings().coordinator == address
+    assert load_coordinator() == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/run/c.sock", "ipc://", f"ipc://{'a' * 108}", "tcp://nonsense", "tcp://:1", "tcp://h:0", "tcp://h:65536"],
+)
+def test_what_can_be_no_address_of_a_coordinator_is_refused(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYSQLX_COORDINATOR", address)
+    assert refusal() == (
+        f"PYSQLX_COORDINATOR={address} is not allowed: the address of a running coordinator: "
+        "ipc://PATH (at most 107 bytes) or tcp://HOST:PORT"
+    )
 
 
 def test_a_bad_variable_is_named_as_a_variable(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,62 @@
+"""The coordinator's journal, on a disk that fills up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pysqlx_engine.workers.journal import Journal, Member
+
+from .runs import room_for
+
+
+def join(journal: Journal, numbers: range) -> None:
+    for number in numbers:
+        journal.joined(f"member {number}", Member(number, 1))
+
+
+def members(path: Path) -> int:
+    return len(Journal(path).recovered.members)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A journal that names 200 members."""
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    join(journal, range(200))
+    journal.flush()
+    return path
+
+
+def test_a_journal_that_cannot_be_written_anew_stays_as_it_is_and_goes_on(path: Path, caplog: pytest.LogCaptureFixture):
+    with room_for(path.stat().st_size // 2):
+        journal = Journal(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot write {path}.new: File too large; going on with the old journal"
+    ]
+    assert list(path.parent.iterdir()) == [path]
+    join(journal, range(200, 210))
+    journal.flush()
+    assert members(path) == 210
+
+
+def test_what_could_not_be_written_is_written_with_the_next_attempt_and_spoils_no_line(path: Path):
+    journal = Journal(path)
+    join(journal, range(200, 210))
+    with room_for(path.stat().st_size + 100), pytest.raises(OSError, match="File too large"):
+        journal.flush()
+    join(journal, range(210, 220))
+    journal.flush()
+    assert members(path) == 220
+
+
+def test_a_line_that_a_crash_cut_off_spoils_none_of_those_that_follow(path: Path):
+    with path.open("ab") as file:
+        file.write(b'["joined","member')
+    with room_for(0):  # it cannot be written anew
+        journal = Journal(path)
+    join(journal, range(200, 201))
+    journal.flush()
+    assert members(path) == 201
