@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Failure as failure:
         print(f"pysqlx-ctl: {failure}", file=sys.stderr)
         return failure.status
-    if arguments.json:
-        print(json.dumps(answer, indent=2))
-    else:
-        _show_status(answer)
+    try:
+        print(json.dumps(answer, indent=2) if arguments.json else _tables(answer), flush=True)
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # at exit Python tries to write the rest again
     return DONE
 
 
@@ -103,7 +104,7 @@ def _find_run(name: str | None) -> RunDirectory:
     return runs[0]
 
 
-def _show_status(answer: Json) -> None:
+def _tables(answer: Json) -> str:
     from rich.console import Console  # only for people: --json does without it
     from rich.markup import escape
     from rich.table import Table
@@ -122,8 +123,10 @@ def _show_status(answer: Json) -> None:
         name = "-" if row["worker"] is None else str(row["worker"])
         numbers = (row["restarts"], row["leases"], row["in_use"], row["idle"], row["waiting"])
         workers.add_row(name, str(row["pid"]), _duration(row["uptime"]), *map(str, numbers))
-    console.print(budgets)
-    console.print(workers)
+    with console.capture() as text:  # not printed by it: at a closed pipe it ends the process, with status 1
+        console.print(budgets)
+        console.print(workers)
+    return text.get().removesuffix("\n")
 
 
 def _duration(seconds: float) -> str:

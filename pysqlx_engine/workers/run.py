@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import stat
 import sys
 import warnings
 from importlib import metadata
@@ -54,6 +55,10 @@ exit status:
   2  wrong usage, or a setting that is not allowed
   3  it could not start: no such script, syntax or import error, refused pool, wrong password
 """
+
+
+# Each process that opens these gets a file of its own.
+_OWN_DESCRIPTORS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -160,6 +165,11 @@ def _check(target: Target) -> None:
         return
     try:
         with open(target.name, "rb") as stream:
+            # A pipe can be read only once.
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode) or target.name.startswith(_OWN_DESCRIPTORS):
+                raise _BootFailureError(
+                    f"{target.name} is no file that each worker could read anew: give the path of a regular file"
+                )
             source = stream.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the workers compile it too, and warn

@@ -226,6 +226,9 @@ class Supervisor:
         return self._status
 
     def _start(self) -> None:
+        # Started by somebody who ignores CHLD, so do we, and so would our children: the kernel would then reap whoever
+        # ends before we can ask how.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # The tracker unblocks signals when it starts: it must not do so while we start a child with signals blocked.
         resource_tracker.ensure_running()
         if self._coordinator is None:

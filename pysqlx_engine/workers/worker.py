@@ -136,6 +136,7 @@ class _Worker:
         self._control = control
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._interruptible = False
+        self._interrupted = False
         self._had_a_pool = False
 
     def obey(self) -> None:
@@ -198,7 +199,10 @@ class _Worker:
         self._say(PoolStarted())
 
     def _terminate(self, number: int, frame: types.FrameType | None) -> None:
-        """TERM: end the script as INT would.
+        """TERM: end the script as INT would, once.
+
+        More of them follow when somebody else than the supervisor sends it too, as systemd does to the whole control
+        group. A second INT would cut short what the script does at its end, for which it has the graceful timeout.
 
         The pools are drained by the other thread: this handler may have interrupted the very code that holds a
         pool's lock.
@@ -206,8 +210,9 @@ class _Worker:
         self.draining = True
         with contextlib.suppress(BlockingIOError):
             os.write(self._waker, b"\0")
-        if not self._interruptible:
+        if not self._interruptible or self._interrupted:
             return
+        self._interrupted = True
         interrupt = signal.getsignal(signal.SIGINT)
         if callable(interrupt):
             interrupt(signal.SIGINT, frame)

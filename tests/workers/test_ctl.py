@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
+
+import pytest
 
 from .runs import run_environment, started
 
@@ -18,11 +22,11 @@ with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, max_size=4) as pool, pool
 """
 
 
-def ctl(directory: Path, *arguments: str) -> tuple[int, str, str]:
+def ctl(directory: Path, *arguments: str, stdout: int = PIPE) -> tuple[int, str, str]:
     """The exit status, the output and the errors of `pysqlx-ctl`."""
     command = [sys.executable, "-m", "pysqlx_engine.workers.ctl", *arguments]
     environment = run_environment(directory, {"COLUMNS": "300"})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, env=environment, stdout=stdout, stderr=PIPE, text=True, timeout=20, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -39,6 +43,19 @@ def test_status_shows_a_database_by_its_name_whatever_is_in_it(tmp_path: Path):
         status, out, err = ctl(tmp_path, "status")
         assert (status, err) == (0, "")
         assert "m[/b]/x.db" in out
+        run.process.terminate()
+        assert run.wait() == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["tables", "json"])
+def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path, arguments: list[str]):
+    with started(tmp_path, script(tmp_path), "sqlite::memory:") as run:
+        run.line_with("up")
+        reader, writer = os.pipe()
+        os.close(reader)
+        status, _, err = ctl(tmp_path, "status", *arguments, stdout=writer)
+        os.close(writer)
+        assert (status, err) == (0, "")
         run.process.terminate()
         assert run.wait() == 0
 

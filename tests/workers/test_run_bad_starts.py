@@ -95,6 +95,29 @@ def test_a_script_that_is_missing_or_broken_is_3_before_any_process_starts(
     assert text.startswith(f"pysqlx-run: {line}")
 
 
+def test_a_script_that_can_be_read_only_once_is_3(scripts: Path):
+    os.mkfifo(scripts / "pipe.py")
+    pipe = os.open(scripts / "pipe.py", os.O_RDWR)  # without a writer the run would wait for one
+    try:
+        status, text = refused(scripts, "pipe.py")
+    finally:
+        os.close(pipe)
+    assert status == 3
+    assert text.startswith("pysqlx-run: pipe.py is no file that each worker could read anew: ")
+
+
+def test_a_script_that_is_our_stdin_is_3(scripts: Path):
+    """It would not be that of the workers."""
+    (scripts / "outer.py").write_text(
+        "import subprocess, sys\n"
+        "inner = subprocess.run([sys.executable, '-m', 'pysqlx_engine.workers.run', '/dev/stdin'],"
+        " stdin=open('good.py'), capture_output=True, text=True)\n"
+        "print(inner.returncode, inner.stdout + inner.stderr, end='')\n"
+    )
+    _, [line], _ = finished(scripts, "--no-prefix", "outer.py")
+    assert line.startswith("3 pysqlx-run: /dev/stdin is no file that each worker could read anew: ")
+
+
 @pytest.mark.parametrize(
     ("target", "line"),
     [

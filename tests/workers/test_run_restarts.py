@@ -27,6 +27,25 @@ def test_a_script_that_fails_is_started_again_until_it_ends_with_0(tmp_path: Pat
     assert [line.split(";")[0] for line in err] == ["pysqlx-run: worker 0 ended with status 5"] * 2
 
 
+def test_a_failure_is_seen_where_chld_was_ignored_at_the_start(tmp_path: Path):
+    script(
+        tmp_path,
+        "import subprocess\n"
+        "print('its own child ended with', subprocess.run(['false']).returncode)\n"
+        "sys.exit(5 if restarts == 0 else 0)",
+    )
+    (tmp_path / "outer.py").write_text(
+        "import signal, subprocess, sys\n"
+        "command = [sys.executable, '-m', 'pysqlx_engine.workers.run', '--no-prefix', 'script.py']\n"
+        "ignore = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "sys.exit(subprocess.run(command, preexec_fn=ignore).returncode)\n"
+    )
+    status, out, err = finished(tmp_path, "--no-prefix", "--restart", "never", "outer.py")
+    assert [line.split(";")[0] for line in err] == ["pysqlx-run: worker 0 ended with status 5"]
+    assert out == ["start 0", "its own child ended with 1", "start 1", "its own child ended with 1"]
+    assert status == 0
+
+
 def test_with_never_a_script_that_fails_stays_ended_and_the_others_go_on(tmp_path: Path):
     name = script(
         tmp_path,

@@ -31,6 +31,30 @@ async def main():
         print('cleaned up')
 asyncio.run(main())
 """
+COMMITS_AT_ITS_END = """
+import os, pathlib, time
+print('up', os.getpid(), flush=True)
+try:
+    time.sleep(60)
+finally:
+    print('commit begins')
+    while not pathlib.Path('told again').exists():
+        time.sleep(0.01)
+    print('commit done')
+"""
+COMMITS_AT_ITS_END_IN_ASYNCIO = """
+import asyncio, os, pathlib
+async def main():
+    print('up', os.getpid(), flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print('commit begins')
+        while not pathlib.Path('told again').exists():
+            await asyncio.sleep(0.01)
+        print('commit done')
+asyncio.run(main())
+"""
 HAS_A_HANDLER = """
 import signal, threading
 told = threading.Event()
@@ -69,6 +93,19 @@ def test_asyncio_run_cancels_its_main_task(tmp_path: Path, loop: str):
         run.line_with("up")
         run.send(signal.SIGTERM)
         assert run.rest() == ["cancelled", "cleaned up"]
+        assert run.wait() == 0
+
+
+@pytest.mark.parametrize("text", [COMMITS_AT_ITS_END, COMMITS_AT_ITS_END_IN_ASYNCIO], ids=["plain", "async"])
+def test_a_term_to_the_worker_too_leaves_the_script_the_time_for_its_end(tmp_path: Path, text: str):
+    """systemd sends it to every process of the service."""
+    with started(tmp_path, "--no-prefix", script(tmp_path, text)) as run:
+        worker = int(run.line_with("up").split()[-1])
+        run.send(signal.SIGTERM)
+        run.line_with("commit begins")
+        os.kill(worker, signal.SIGTERM)
+        (tmp_path / "told again").touch()
+        assert run.rest() == ["commit done"]
         assert run.wait() == 0
 
 
