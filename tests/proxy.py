@@ -60,6 +60,10 @@ class FaultProxy:
         """Refuse connections and close those there are, as a server does that is shut down."""
         self._run(self._stop())
 
+    def stop_listening(self) -> None:
+        """Refuse connections, and keep those there are."""
+        self._run(self._stop_listening())
+
     def go_deaf(self) -> None:
         """Keep every connection and accept new ones, but pass nothing on: a network that swallows packets."""
         self._call(self._hearing.clear)
@@ -78,10 +82,13 @@ class FaultProxy:
         if self._listener is None:
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=100)
 
-    async def _stop(self) -> None:
+    async def _stop_listening(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+    async def _stop(self) -> None:
+        await self._stop_listening()
         for link in list(self._links):
             for writer in link:
                 writer.close()

@@ -307,13 +307,13 @@ class PySQLXEngine:
 
     async def _finish_calls(self) -> None:
         """Wait until the driver has ended the calls that were cancelled or interrupted here, however they end."""
-        raw, in_flight = self._raw, self._in_flight
+        in_flight = self._in_flight
         for call in [call for call in in_flight if call.abandoned]:
             try:
                 await calls_in_flight.wait_for(call)
             except pysqlx_core.PySQLxError as error:
-                if raw is not None:
-                    self._failure(QueryError, raw, error)
+                if self._raw is not None:  # not a name of this frame's: see `_call`
+                    self._failure(QueryError, self._raw, error)
             except BaseException:
                 if call.running:
                     raise

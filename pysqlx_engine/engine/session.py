@@ -9,6 +9,7 @@ the server closes its side, and not before. Only then does the lease go back.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import ipaddress
 import os
@@ -55,6 +56,7 @@ LOGIN_TIMEOUT = 60.0
 # that somebody configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
 _POSTGRESQL = f"""
 SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
+       concat_ws(' ', inet_server_addr(), inet_server_port(), pg_postmaster_start_time()) AS server,
        LEAST(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
              - COALESCE(current_setting('reserved_connections', true)::int, 0),
              (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user),
@@ -68,6 +70,7 @@ _MYSQL = """
 SELECT connection_id() AS server_id,
        LEAST(@@max_connections, IF(@@max_user_connections = 0, @@max_connections, @@max_user_connections))
        AS server_limit,
+       CONCAT_WS(' ', @@hostname, @@port, @@server_id, @@datadir) AS server,
        (SELECT host FROM information_schema.processlist WHERE id = connection_id()) AS host
 """
 
@@ -75,8 +78,9 @@ Found = tuple[socket.socket | None, bool]
 """A connection's socket, None where it could not be told from others, and whether it ends at a proxy."""
 
 _TCP = (socket.AF_INET, socket.AF_INET6)
-_turn = asyncio.Lock()
-_direct: dict[tuple[str | None, int], bool] = {}
+_turns: collections.defaultdict[object, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+"""Of each server, for opens that cannot be told from each other otherwise."""
+_direct: dict[tuple[str | None, int | None], bool] = {}
 """Of each server that was connected to: whether it sees our own port, or that of something in between."""
 
 
@@ -100,6 +104,7 @@ class ServerSession:
         "address",
         "in_process",
         "liveness_checked",
+        "server",
         "server_id",
         "server_limit",
     )
@@ -114,6 +119,7 @@ class ServerSession:
         liveness_checked: bool = False,
         server_limit: int | None = None,
         behind_proxy: bool = False,
+        server: str | None = None,
     ) -> None:
         self.server_id = server_id
         self.server_limit = server_limit
@@ -129,6 +135,9 @@ class ServerSession:
         self._socket = own_socket
         self._behind_proxy = behind_proxy
         """Whether `own_socket` ends at something that the server's connection begins at."""
+        self.server = None if own_socket is None or behind_proxy else server
+        """What tells the server from others that the same URI may lead to; None where that is not sure: a proxy may
+        pass each query on to another one."""
         self.address: Endpoints | None = None
         if own_socket is not None and own_socket.family in _TCP and not behind_proxy:
             self.address = (_endpoint(own_socket.getsockname()), _endpoint(own_socket.getpeername()))
@@ -218,26 +227,26 @@ async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
     if _over_unix_socket(uri):
         # A Unix socket has no port to tell one from another: the new one is the one that was not there before. So opens
         # over Unix sockets take turns in a process.
-        async with _turn:
+        async with _turns[None]:
             before = _own_sockets()
             await engine._connect_uri(uri)
             return await _identify(engine, lambda _: _find_new_unix_socket(before))
-    # So do opens over TCP that end at a proxy, as the first to each server may.
-    async with contextlib.nullcontext() if uri.port is None or _direct.get((uri.host, uri.port)) else _turn:
-        return await _open_over_tcp(engine, uri)
-
-
-async def _open_over_tcp(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
-    known = {connection.address for connection in connections_to(uri.port)} if uri.port else set()
+    known: set[Endpoints] = set()
     started = time.monotonic()
     try:
-        await engine._connect_uri(uri)
+        # So do opens over TCP that end at a proxy, as the first to each server may.
+        server = (uri.host, uri.port)
+        async with contextlib.nullcontext() if uri.port is None or _direct.get(server) else _turns[server]:
+            if uri.port is not None:
+                known = {connection.address for connection in connections_to(uri.port)}
+            started = time.monotonic()
+            await engine._connect_uri(uri)
+            return await _identify(engine, lambda port: _find_tcp_socket(uri, port, known))
     except ConnectError as error:
         # With a code of its own the server has answered, and what it refuses it does not keep.
         if uri.port and error.code == "0" and time.monotonic() - started > LOGIN_LOOK:
             await _login_ended(uri.port, known)
         raise
-    return await _identify(engine, lambda port: _find_tcp_socket(uri, port, known))
 
 
 async def _login_ended(server_port: int, known: set[Endpoints]) -> None:
@@ -267,6 +276,7 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], Found]) -
             liveness_checked=checked,
             server_limit=row.get("server_limit"),
             behind_proxy=behind_proxy,
+            server=row.get("server"),
         )
     if provider == "mysql":
         row = await engine.query_first_as_dict(_MYSQL)
@@ -274,7 +284,11 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], Found]) -
         _, _, port = str(row["host"]).rpartition(":")
         own_socket, behind_proxy = find(int(port) if port.isdigit() else None)
         return ServerSession(
-            int(row["server_id"]), own_socket, server_limit=int(row["server_limit"]), behind_proxy=behind_proxy
+            int(row["server_id"]),
+            own_socket,
+            server_limit=int(row["server_limit"]),
+            behind_proxy=behind_proxy,
+            server=row["server"],
         )
     if provider == "sqlite":
         return ServerSession(None, None, in_process=True, file=sqlite_file(engine._parsed.path))

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngine
 from .config import check_timeout
-from .core import ConnInfo
+from .core import ConnInfo, checkout_ids
 from .face import PoolFace
 from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, logger, run_in_background
@@ -75,9 +75,10 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class AsyncCheckout:
     """One check-out of an asyncio pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout")
 
     def __init__(self, pool: PySQLXEnginePool, timeout: float | None) -> None:
+        self._id = next(checkout_ids)
         self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
@@ -96,15 +97,15 @@ class AsyncCheckout:
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
         holder = id(asyncio.current_task(loop))
         try:
-            conn = runtime.try_check_out(holder, id(self))
+            conn = runtime.try_check_out(holder, self._id)
             if conn is None:
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-                conn = await runtime.wait_in_task(timeout, holder, id(self))
+                conn = await runtime.wait_in_task(timeout, holder, self._id)
             self._conn, self._face = conn, conn.face
         except GeneratorExit:
             raise  # the garbage collector's work, see `wait_in_task`
         except BaseException:
-            runtime.reclaim(id(self))
+            runtime.reclaim(self._id)
             raise
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
@@ -124,7 +125,7 @@ class AsyncCheckout:
             self._conn = self._face = None
         except BaseException:
             self._conn = self._face = None
-            runtime.reclaim(id(self))
+            runtime.reclaim(self._id)
             raise
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Pool: Connection returned to pool: %s", conn)

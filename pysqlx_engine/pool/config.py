@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ..engine.uri import DatabaseURI, parse_uri
 from ..log_config import LOG_CONFIG
+from .hooks import Hook
 
 _names = itertools.count(1)
-
-Hook = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +19,8 @@ class PoolConfig:
     """Checked parameters; what they mean stands in `PoolFace`."""
 
     name: str
-    uri: DatabaseURI | Hook
+    uri: DatabaseURI | None
+    """None when a function gives it."""
     min_size: int
     max_size: int
     max_size_stated: bool
@@ -36,10 +34,6 @@ class PoolConfig:
     fail_fast: bool
     leak_threshold: float | None
     reconnect_timeout: float
-    configure: Hook | None
-    check: Hook | None
-    reset: Hook | None
-    reconnect_failed: Hook | None
     sqlite_wal: bool
 
 
@@ -59,10 +53,6 @@ def pool_config(
     fail_fast: bool,
     leak_threshold: float | None,
     reconnect_timeout: float,
-    configure: Hook | None,
-    check: Hook | None,
-    reset: Hook | None,
-    reconnect_failed: Hook | None,
 ) -> PoolConfig:
     """Check every parameter. Raises ValueError or TypeError that names parameter, value and range, and ConnectError for
     a URI that no driver takes."""
@@ -96,17 +86,13 @@ def pool_config(
     if leak_threshold is not None:
         _seconds("leak_threshold", leak_threshold)
     _seconds("reconnect_timeout", reconnect_timeout, zero=True)
-    hooks = {"configure": configure, "check": check, "reset": reset, "reconnect_failed": reconnect_failed}
-    for parameter, hook in hooks.items():
-        if hook is not None and not callable(hook):
-            raise TypeError(f"{parameter}={hook!r}: a function is needed")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name={name!r}: a string is needed")
     if name is not None and not name.isprintable():
         raise ValueError(f"name={name!r}: it has to be printable")
     return PoolConfig(
         name=name or f"pool-{next(_names)}",
-        uri=uri if callable(uri) else parse_uri(uri),
+        uri=None if callable(uri) else parse_uri(uri),
         min_size=min_size,
         max_size=max_size,
         max_size_stated=stated,
@@ -121,7 +107,6 @@ def pool_config(
         leak_threshold=None if leak_threshold is None else float(leak_threshold),
         reconnect_timeout=float(reconnect_timeout),
         sqlite_wal=sqlite_wal,
-        **hooks,
     )
 
 

@@ -13,6 +13,7 @@ of these; it changes only by `granted` and by `Effects.give_back`.
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ MAX_OPENING = 2
 """Connections being opened at a time. More would answer a short spike with connections that nobody needs after it:
 a connection that comes back serves a waiter sooner than a new one, which takes milliseconds to open."""
 
+
+checkout_ids = itertools.count(1)
 
 OURSELVES = 0
 """Who holds a connection, or waits for one, when it is the pool itself."""
@@ -225,8 +228,12 @@ class PoolCore:
         return self._told
 
     def waits_for_itself(self, owner: int) -> bool:
-        """Whether `owner`, who waits or has just given up, holds a connection, and everybody else who holds one waits
-        for another as well: then nobody will ever bring one back."""
+        """Whether `owner`, who waits or has just given up, holds a connection, everybody else who holds one waits for
+        another as well, and there will be no more of them: then nobody will ever bring one back."""
+        if self.spare or self.opening or self.testing or self.closing or self.last_error is not None:
+            return False
+        if self.size < self.budget_size and not self.denied:
+            return False
         holders = {conn.holder for conn in self.in_use}
         return (
             owner != OURSELVES and owner in holders and holders <= {waiter.owner for waiter in self.waiters} | {owner}
@@ -276,10 +283,10 @@ class PoolCore:
         """Queue `waiter`. Raises PoolClosedError, PoolForkedError or PoolQueueFullError."""
         if self.state is not State.OPEN:
             raise self.refusal()
-        if self.max_waiting and len(self.waiters) >= self.max_waiting:
-            raise PoolQueueFullError(
-                f"{len(self.waiters)} wait for a connection already, and max_waiting allows no more"
-            )
+        if self.max_waiting and waiter.owner != OURSELVES and len(self.waiters) >= self.max_waiting:
+            users = sum(waiter.owner != OURSELVES for waiter in self.waiters)
+            if users >= self.max_waiting:
+                raise PoolQueueFullError(f"{users} wait for a connection already, and max_waiting allows no more")
         self._now = now
         self.waiters[waiter] = None
         return self._plan()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import ClassVar, Generic, TypeVar
 
-from .config import Hook, pool_config
+from .config import pool_config
 from .core import State
+from .hooks import Hook, Hooks
 from .runtime import PoolRuntime
 from .stats import PoolStats
 
@@ -69,6 +70,9 @@ class PoolFace(Generic[ConnHook, PoolHook, UriHook]):
         reset: ConnHook | None = None,
         reconnect_failed: PoolHook | None = None,
     ) -> None:
+        self._hooks = Hooks(uri if callable(uri) else None, configure, check, reset, reconnect_failed)
+        if self._threads:
+            self._hooks.refuse_coroutine_functions()
         config = pool_config(
             uri=uri,
             min_size=min_size,
@@ -84,13 +88,8 @@ class PoolFace(Generic[ConnHook, PoolHook, UriHook]):
             fail_fast=fail_fast,
             leak_threshold=leak_threshold,
             reconnect_timeout=reconnect_timeout,
-            configure=configure,
-            check=check,
-            reset=reset,
-            reconnect_failed=reconnect_failed,
         )
-        self._runtime = PoolRuntime(config, threads=self._threads)
-        self._runtime.face = weakref.ref(self)
+        self._runtime = PoolRuntime(config, weakref.ref(self), threads=self._threads)
         weakref.finalize(self, self._runtime.collected).atexit = False
 
     @property

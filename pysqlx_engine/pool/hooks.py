@@ -1,18 +1,49 @@
 """The functions that users give to a pool, and where they run.
 
-A hook of an asyncio pool is a coroutine function and runs in the event loop that the pool was started in: it is the
-user's code, and what it touches lives there. A hook of a thread pool is a plain function and runs in a thread of its
-own: it blocks while it asks the server, and the pool's background loop must not.
+A hook of an asyncio pool is a coroutine function (a plain one will do, too) and runs in the event loop that the pool
+was started in: it is the user's code, and what it touches lives there. A hook of a thread pool is a plain function and
+runs in a thread of its own: it blocks while it asks the server, and the pool's background loop must not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import PoolError
+
+Hook = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """The functions of one pool. They belong to the pool that its users have, and everything else borrows them from
+    there: they may be methods of what owns the pool, and what the background keeps would keep the pool from being
+    collected."""
+
+    uri: Hook | None = None
+    configure: Hook | None = None
+    check: Hook | None = None
+    reset: Hook | None = None
+    reconnect_failed: Hook | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            hook = getattr(self, field.name)
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{field.name}={hook!r}: a function is needed")
+
+    def refuse_coroutine_functions(self) -> None:
+        """For a thread pool: nobody would await them."""
+        for field in fields(self):
+            hook = getattr(self, field.name)
+            if inspect.iscoroutinefunction(hook):
+                raise TypeError(f"{field.name}={hook!r}: a pool for threads needs a plain function, not a coroutine's")
+
 
 HOOK_TIMEOUT = 15.0
 """Seconds that one call of a hook may take. A connection whose hook takes longer is closed."""
@@ -65,6 +96,10 @@ async def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
     def run() -> None:
         try:
             result = function(*arguments)
+            if isinstance(result, Awaitable):
+                if isinstance(result, Coroutine):
+                    result.close()
+                raise TypeError(f"{function!r} gave an awaitable to a pool for threads, where nobody awaits it")
         except BaseException as error:  # noqa: BLE001 - it is raised where the hook is waited for
             if isinstance(error, StopIteration) or not isinstance(error, Exception):  # a future refuses these
                 error = PoolError(f"the function {function!r} ended with {error!r}")

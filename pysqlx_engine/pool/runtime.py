@@ -23,7 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
 from ..engine.driving import calls_in_flight, stay_if_leaving
-from ..engine.uri import DatabaseURI
 from ..errors import (
     ConnectError,
     PoolAlreadyClosedError,
@@ -40,6 +39,7 @@ from .background import EXIT_TIMEOUT, at_exit, background
 from .budget import Budget, Demand, Lease, PoolRequest, budget_for
 from .config import PoolConfig, check_sizes
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
+from .hooks import Hooks
 from .monitor import run_monitor
 from .stats import Counters, PoolStats
 from .upkeep import Upkeep, driver_is_done
@@ -69,17 +69,17 @@ STOP_TIMEOUT = 5.0
 
 
 class PoolRuntime:
-    def __init__(self, config: PoolConfig, *, threads: bool) -> None:
+    def __init__(self, config: PoolConfig, face: weakref.ref[Any], *, threads: bool) -> None:
         self.config = config
+        self._face = face
+        """The pool as its users have it. Not kept alive from here: nobody but them may."""
         self._threads = threads
         self._lock = threading.Lock()
         self.core = self._new_core()
-        self.upkeep = Upkeep(config, threads=threads, borrow=self._borrow, give_back=self.check_in)
-        self.face: weakref.ref[Any] | None = None
-        """The pool as its users have it, for `reconnect_failed`; set by whoever makes it."""
+        self.upkeep = Upkeep(config, self._hooks, threads=threads, borrow=self._borrow, give_back=self.check_in)
         self.traces_stacks = config.leak_threshold is not None
-        self._needs_cleaning = config.reset is not None
-        self._uri: DatabaseURI | None = config.uri if isinstance(config.uri, DatabaseURI) else None
+        self._needs_cleaning = self._hooks().reset is not None
+        self._uri = config.uri
         self._budget: Budget | None = None
         self._watchers: set[asyncio.Event] = set()
         """Of those that wait for a change of the state in `start` and `stop`; they live in the background loop."""
@@ -95,6 +95,11 @@ class PoolRuntime:
         self._refusals = 0
         """Times that the server took no more connections, since one was opened above what it had taken."""
         self._counters = Counters()
+
+    def _hooks(self) -> Hooks:
+        face = self._face()
+        hooks: Hooks = Hooks() if face is None else face._hooks
+        return hooks
 
     def _new_core(self) -> PoolCore:
         config = self.config
@@ -344,7 +349,7 @@ class PoolRuntime:
         else:
             logger.log(level, "Pool: %s could not open a connection: %s", name, error or repr(error))
         now = time.monotonic()
-        if not self._failures:
+        if not self._failures and not (at_limit and self.core.size):
             self._failing_since = now
         if not self._retry_due:  # else another one, opened at the same time, has failed before
             self._retry_due = True
@@ -356,7 +361,7 @@ class PoolRuntime:
         self._perform(effects)
 
     async def _reconnect_failed(self) -> None:
-        hook, face = self.config.reconnect_failed, self.face and self.face()
+        hook, face = self._hooks().reconnect_failed, self._face()
         if hook is not None and face is not None:
             try:
                 await self.upkeep.call(hook, face)
@@ -366,6 +371,8 @@ class PoolRuntime:
     def _try_again(self) -> None:
         self._retry_due = False
         self._decide(self.core.try_again)
+        if not self.core.opening and not self.core.demand().want:  # nobody needs what could not be had
+            self._failures, self._failing_since = 0, None
 
     def _lift_limit(self) -> None:
         self._decide(self.core.lift_limit)
@@ -546,9 +553,13 @@ class PoolRuntime:
         if self.core.state not in {State.OPEN, State.STOPPING}:
             raise PoolAlreadyClosedError(f"the pool {self.config.name} is already closed")
         logger.info("Pool: Stopping the connection pool.")
+        core = self.core  # another one takes its place if the pool is started again meanwhile
         self.refuse_check_outs()
-        await self._until(lambda: not self.core.in_use, timeout)
-        await self._finish()
+        await self._until(lambda: not core.in_use, timeout)
+        if core.state is State.STOPPING:
+            await self._finish()
+        else:  # somebody else has stopped it meanwhile
+            await self._until(lambda: not core.held, CLOSE_TIMEOUT)
         logger.info("Pool: All workers stopped and connections closed.")
 
     def refuse_check_outs(self) -> None:
@@ -558,15 +569,15 @@ class PoolRuntime:
         self._perform(effects)
 
     async def _finish(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        self._decide(self.core.close)
-        if self._monitor is not None:
-            self._monitor.cancel()
-            await asyncio.wait([self._monitor])
-            self._monitor = None
-        if not await self._until(lambda: not self.core.held, timeout):
+        core, monitor, self._monitor = self.core, self._monitor, None
+        self._decide(core.close)
+        if monitor is not None:
+            monitor.cancel()
+            await asyncio.wait([monitor])
+        if not await self._until(lambda: not core.held, timeout):
             logger.warning(
                 "Pool: %s is closed, but the server has not let go of %d connections after %.0f s; they stay charged.",
-                self.config.name, self.core.held, timeout,
+                self.config.name, core.held, timeout,
             )  # fmt: skip
             return  # the last close gives the budget back: see _perform
 
@@ -608,8 +619,9 @@ class PoolRuntime:
             )
 
     async def _abandon(self) -> None:
-        if self.core.state is State.CLOSED:  # closing already: see it through
-            await self._until(lambda: not self.core.held, CLOSE_TIMEOUT)
+        core = self.core
+        if core.state is State.CLOSED:  # closing already: see it through
+            await self._until(lambda: not core.held, CLOSE_TIMEOUT)
         elif self.core.state in {State.OPEN, State.STOPPING}:
             await self.stop(timeout=0)
 

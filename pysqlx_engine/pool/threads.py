@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngineSync
 from .config import check_timeout
-from .core import ConnInfo
+from .core import ConnInfo, checkout_ids
 from .face import PoolFace
 from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, call_in_background, logger
@@ -60,9 +60,10 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class Checkout:
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout")
 
     def __init__(self, pool: PySQLXEnginePoolSync, timeout: float | None) -> None:
+        self._id = next(checkout_ids)
         self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
@@ -78,13 +79,13 @@ class Checkout:
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
         holder = threading.get_ident()
         try:
-            conn = runtime.try_check_out(holder, id(self))
+            conn = runtime.try_check_out(holder, self._id)
             if conn is None:
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-                conn = runtime.wait_in_thread(timeout, holder, id(self))
+                conn = runtime.wait_in_thread(timeout, holder, self._id)
             self._conn, self._face = conn, conn.face
         except BaseException:
-            runtime.reclaim(id(self))
+            runtime.reclaim(self._id)
             raise
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
@@ -104,7 +105,7 @@ class Checkout:
             self._conn = self._face = None
         except BaseException:
             self._conn = self._face = None
-            runtime.reclaim(id(self))
+            runtime.reclaim(self._id)
             raise
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Pool: Connection returned to pool: %s", conn)

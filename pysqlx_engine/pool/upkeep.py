@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import random
 import time
@@ -18,11 +17,11 @@ from typing import Any
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
 from ..engine.uri import DatabaseURI, parse_uri, with_option
-from ..errors import ConnectError, PoolError, PoolTimeoutError, PySQLXError, RawCmdError
+from ..errors import ConnectError, PoolError, PySQLXError, RawCmdError
 from .budget import Lease
 from .config import PoolConfig
 from .core import ConnInfo
-from .hooks import call_hook
+from .hooks import Hooks, call_hook
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -54,9 +53,16 @@ class Upkeep:
     """`borrow` and `give_back` are how it gets at another connection of the pool, to have a query stopped."""
 
     def __init__(
-        self, config: PoolConfig, *, threads: bool, borrow: Borrow, give_back: Callable[[ConnInfo], None]
+        self,
+        config: PoolConfig,
+        hooks: Callable[[], Hooks],
+        *,
+        threads: bool,
+        borrow: Borrow,
+        give_back: Callable[[ConnInfo], None],
     ) -> None:
         self._config = config
+        self._hooks = hooks
         self._threads = threads
         self._borrow = borrow
         self._give_back = give_back
@@ -78,12 +84,12 @@ class Upkeep:
         self._label = label
 
     async def _current_uri(self) -> DatabaseURI:
-        uri = self._config.uri
-        return uri if isinstance(uri, DatabaseURI) else parse_uri(await self.call(uri))
+        uri = self._hooks().uri
+        return self._config.uri or parse_uri(await self.call(uri) if uri is not None else "")
 
     async def _uri_to_open(self) -> DatabaseURI:
         assert self._uri is not None
-        uri = self._uri if isinstance(self._config.uri, DatabaseURI) else await self._current_uri()
+        uri = self._config.uri or await self._current_uri()
         if uri.identity != self._uri.identity:
             raise PoolError(
                 f"the uri function of the pool {self._config.name} named {self._uri.masked} first and names "
@@ -124,9 +130,11 @@ class Upkeep:
         try:
             if self._config.sqlite_wal and engine._provider == "sqlite":
                 await engine.query_as_dict("PRAGMA journal_mode = WAL")
-            if self._config.configure is not None:
-                await self.call(self._config.configure, face)
-                await self._end_transaction(conn)
+            configure = self._hooks().configure
+            if configure is not None:
+                await self.call(configure, face)
+                if not await self._end_transaction(conn):
+                    raise PoolError(f"configure left {conn} unusable")
         except Exception:
             await self.drop(conn)
             raise
@@ -149,8 +157,9 @@ class Upkeep:
         try:
             if not engine.is_healthy() or not conn.session.seems_alive():
                 return False
-            if self._config.check is not None:
-                await self.call(self._config.check, conn.face)
+            check = self._hooks().check
+            if check is not None:
+                await self.call(check, conn.face)
                 return await self._end_transaction(conn)
             if engine._provider != "sqlite":  # its file cannot go away under an open descriptor
                 async with asyncio.timeout(TEST_TIMEOUT):
@@ -172,17 +181,16 @@ class Upkeep:
             await driver_is_done(engine)
         elif engine._calls and not await self._stop_query(conn):
             return False
-        if engine._calls or engine._failed or engine._tainted or engine._raw is None:
-            return False
         if not await self._end_transaction(conn):
             return False
-        if self._config.reset is not None:
+        reset = self._hooks().reset
+        if reset is not None:
             try:
-                await self.call(self._config.reset, conn.face)
+                await self.call(reset, conn.face)
             except Exception as error:  # noqa: BLE001 - the user's code: whatever it is
                 logger.warning("Pool: %s: reset failed on %s, which is closed: %r", self._config.name, conn, error)
                 return False
-            return not engine._failed and not engine._tainted and await self._end_transaction(conn)
+            return await self._end_transaction(conn)
         return True
 
     def _warn_of_open_transaction(self, conn: ConnInfo) -> None:
@@ -197,10 +205,12 @@ class Upkeep:
         )  # fmt: skip
 
     async def _end_transaction(self, conn: ConnInfo) -> bool:
-        """Roll back what may be open. False when that did not work."""
+        """Roll back what may be open. False when that did not work, or the connection is of no use to anybody else."""
         engine: PySQLXEngine = conn.engine
+        if engine._raw is None or engine._calls or engine._failed or engine._tainted:
+            return False
         if not engine._dirty:
-            return not engine._calls
+            return True
         try:
             async with asyncio.timeout(CLEAN_TIMEOUT):
                 await engine.rollback()
@@ -245,19 +255,20 @@ class Upkeep:
     async def _tell_server_to_stop(self, conn: ConnInfo, patience: float) -> None:
         """Through another connection of the pool. Raises PoolTimeoutError when none can be had in `patience` seconds,
         and what the database says to it."""
-        command, server_id = _CANCEL.get(conn.engine._provider), conn.session.server_id
-        if command is None or server_id is None:
-            raise PoolTimeoutError("this database cannot be told")
+        command, session = _CANCEL.get(conn.engine._provider), conn.session
+        if command is None or session.server is None:
+            raise PoolError("there is no way to tell this server")
         other = await self._borrow(patience)
         try:
-            await other.engine.raw_cmd(command.format(server_id))
+            if other.session.server != session.server:  # the same number is somebody else's there
+                raise PoolError("the other connection is one to another server")
+            await other.engine.raw_cmd(command.format(session.server_id))
         finally:
             self._give_back(other)
 
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""
-        on_loop = not self._threads and (inspect.iscoroutinefunction(hook) or hook is not self._config.uri)
-        return await call_hook(hook, *arguments, loop=self.user_loop if on_loop else None)
+        return await call_hook(hook, *arguments, loop=None if self._threads else self.user_loop)
 
 
 async def _ends_within(seconds: float, engine: PySQLXEngine) -> bool:

@@ -16,7 +16,8 @@ from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.errors import PoolTimeoutError
 from pysqlx_engine.pool import hooks, upkeep
-from tests.servers import Database, open_descriptors, sqlite_database
+from tests.proxy import FaultProxy
+from tests.servers import Database, PostgresServer, open_descriptors, sqlite_database
 
 LONG = 30.0
 """Seconds of a query that nobody means to wait for."""
@@ -153,6 +154,20 @@ async def test_the_only_connection_there_is_is_closed_when_its_query_is_cancelle
         async with pool.connection(timeout=5) as conn:
             assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
         assert pool.stats().closed == 1
+
+
+async def test_a_server_behind_a_proxy_is_not_told_to_stop_what_may_be_somebody_elses(
+    postgres: PostgresServer, postgresql_db: Database
+) -> None:
+    with FaultProxy(postgres.port) as proxy:
+        uri = postgresql_db.uri.replace(f":{postgres.port}/", f":{proxy.port}/")
+        async with PySQLXEnginePool(uri, min_size=2, max_size=2) as pool:
+            with pytest.raises(TimeoutError):
+                async with pool.connection() as conn, asyncio.timeout(0.05):
+                    await conn.query(postgresql_db.sleep_sql(LONG))
+            while pool.stats().idle < 2:
+                await asyncio.sleep(0.002)
+            assert pool.stats().closed == 1
 
 
 # -- every await, with every outcome ----------------------------------------------------------------------------------

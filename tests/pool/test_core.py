@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.errors import PoolClosedError, PoolQueueFullError
-from pysqlx_engine.pool.core import MAX_OPENING, ConnInfo, Effects, PoolCore, State, Waiter
+from pysqlx_engine.pool.core import MAX_OPENING, OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 
 BUDGET = 6
 MAX_WAITING = 8
@@ -61,7 +61,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.now - conn.last_used <= self.core.check_after, "handed out without a test"
             self.users.append(conn)
             return
-        waiter = Waiter(lambda: None)
+        waiter = Waiter(lambda: None, owner=1)
         if len(self.queue) == MAX_WAITING:
             with pytest.raises(PoolQueueFullError):
                 self.core.wait(waiter, self.now)
@@ -204,3 +204,13 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_the_pools_own_waiters_take_nobodys_place_in_the_queue() -> None:
+    core = PoolCore(0, 1, max_waiting=1)
+    core.start()
+    for owner in (OURSELVES, OURSELVES, 7):
+        core.wait(Waiter(lambda: None, owner), 0.0)
+    with pytest.raises(PoolQueueFullError, match="1 wait"):
+        core.wait(Waiter(lambda: None, 8), 0.0)
+    core.wait(Waiter(lambda: None, OURSELVES), 0.0)

@@ -160,8 +160,6 @@ def _happen(proxy: FaultProxy, fault: str) -> None:
 async def soak(database: Database, seconds: float) -> None:
     """A pool in trouble for long leaves nothing behind: no connection, thread, task or descriptor."""
     process = psutil.Process()
-    async with PySQLXEnginePool(database.uri, min_size=1, max_size=MAX_SIZE) as pool:
-        await trouble(pool, database, 0.5, seed=0)  # whatever is made once and kept
     before = (process.num_fds(), process.num_threads(), len(asyncio.all_tasks()))
     async with PySQLXEnginePool(database.uri, min_size=1, max_size=MAX_SIZE, keep_alive=1, max_idle=0.2) as pool:
         comparison, worked = await trouble(pool, database, seconds, seed=1)

@@ -303,6 +303,40 @@ async def test_a_uri_function_that_fails_is_named_at_start() -> None:
     assert pool.closed
 
 
+async def test_a_deaf_server_does_not_keep_anybody_from_another_one(postgresql_uri: str) -> None:
+    port = free_port()
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", port):
+        deaf = PySQLXEnginePool(f"mysql://root@127.0.0.1:{port}/test", min_size=1, conn_timeout=60)
+        starting = asyncio.create_task(deaf.start())
+        while not deaf.stats().opening:
+            await asyncio.sleep(0.005)
+        async with PySQLXEnginePool(postgresql_uri, min_size=1, conn_timeout=20) as pool:
+            assert await use(pool) == 1
+            assert not starting.done()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+
+async def test_failures_that_nobody_suffered_are_no_outage(postgres: PostgresServer) -> None:
+    told: list[object] = []
+    with proxied(postgres) as (proxy, uri):
+        async with idle_pool(
+            uri, 1, max_size=2, min_size=1, reconnect_timeout=0.3, reconnect_failed=told.append
+        ) as pool:
+            for _ in range(2):
+                async with pool.connection():
+                    proxy.stop_listening()
+                    with pytest.raises(PoolTimeoutError):
+                        await pool.connection(timeout=0.1).__aenter__()
+                    proxy.start()
+                ended = time.monotonic() + 0.4
+                while time.monotonic() < ended:
+                    assert await use(pool) == 1
+            assert pool.stats().open_errors >= 2
+            assert not told
+
+
 async def test_a_slow_network_only_takes_longer(postgres: PostgresServer) -> None:
     with proxied(postgres) as (proxy, uri):
         proxy.delay = 0.01

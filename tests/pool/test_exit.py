@@ -157,7 +157,7 @@ print("done")
 
 
 def test_a_long_statement_of_sqlite_is_waited_for_at_exit(sqlite_db: Database) -> None:
-    command = [sys.executable, "-c", LONG_IN_PROCESS, sqlite_db.uri, sqlite_db.sleep_sql(5.0)]
+    command = [sys.executable, "-c", LONG_IN_PROCESS, sqlite_db.uri, sqlite_db.sleep_sql(10.0)]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

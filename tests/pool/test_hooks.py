@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
+from collections.abc import Awaitable
 
 import pytest
 
@@ -125,6 +128,74 @@ async def test_a_reset_that_fails_costs_the_connection_only(
             expected = 1 if failure == "dirty" else 3
             assert pool.stats().opened in {expected, expected + 1}
     assert ("reset failed" in caplog.text) == (failure != "dirty")
+
+
+@pytest.mark.parametrize("hook", ["check", "reset"])
+async def test_a_hook_may_close_the_connection_to_have_it_replaced(database: Database, hook: str) -> None:
+    async def close(conn: PySQLXEngine) -> None:
+        await conn.close()
+
+    sizes = {"min_size": 1, "max_size": 2, "check_after": 0.0}
+    async with PySQLXEnginePool(database.uri, **sizes, **{hook: close}) as pool:  # type: ignore[arg-type]
+        for _ in range(3):
+            async with pool.connection() as conn:
+                assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
+async def test_a_connection_that_configure_closed_is_named(sqlite_uri: str) -> None:
+    async def close(conn: PySQLXEngine) -> None:
+        await conn.close()
+
+    pool = PySQLXEnginePool(sqlite_uri, min_size=1, configure=close, conn_timeout=0.2)
+    with pytest.raises(PoolTimeoutError, match=r"configure left .*conn-\d+.* unusable"):
+        await pool.start()
+
+
+async def coroutine_function(conn: object = None) -> None: ...
+
+
+@pytest.mark.parametrize("hook", ["uri", "configure", "check", "reset", "reconnect_failed"])
+def test_a_coroutine_function_for_a_thread_pool_is_refused(sqlite_uri: str, hook: str) -> None:
+    with pytest.raises(TypeError, match=f"{hook}=.*needs a plain function"):
+        PySQLXEnginePoolSync(**({"uri": sqlite_uri} | {hook: coroutine_function}))  # type: ignore[arg-type]
+
+
+def test_an_awaitable_from_a_plain_function_of_a_thread_pool_is_an_error(sqlite_uri: str) -> None:
+    def plain(conn: object) -> object:
+        return coroutine_function(conn)
+
+    pool = PySQLXEnginePoolSync(sqlite_uri, min_size=1, configure=plain, conn_timeout=0.2)
+    with pytest.raises(PoolTimeoutError, match="gave an awaitable"):
+        pool.start()
+
+
+async def test_a_uri_may_be_an_awaitable_from_a_plain_function(sqlite_uri: str) -> None:
+    async def fetch() -> str:
+        return sqlite_uri
+
+    def uri() -> Awaitable[str]:
+        return fetch()
+
+    async with PySQLXEnginePool(uri, min_size=1) as pool, pool.connection() as conn:
+        assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
+def test_a_pool_whose_hook_is_a_method_of_its_owner_is_collected(sqlite_uri: str) -> None:
+    class Repository:
+        def __init__(self) -> None:
+            self.pool = PySQLXEnginePoolSync(sqlite_uri, min_size=1, reset=self.clean)
+            self.pool.start()
+
+        def clean(self, conn: PySQLXEngineSync) -> None: ...
+
+    repository = Repository()
+    runtime, alive = repository.pool._runtime, weakref.ref(repository)
+    del repository
+    gc.collect()
+    assert alive() is None
+    ended = threading.Event()
+    while runtime.core.held:
+        ended.wait(0.005)
 
 
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])

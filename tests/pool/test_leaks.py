@@ -15,7 +15,8 @@ from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.errors import PoolTimeoutError
 from pysqlx_engine.pool.runtime import PoolRuntime
 from pysqlx_engine.pool.stats import Histogram
-from tests.servers import Database
+from tests.proxy import FaultProxy
+from tests.servers import Database, PostgresServer
 
 
 # mperham/connection_pool #150: a mode that shows who holds the connections.
@@ -114,6 +115,16 @@ async def test_who_waits_for_somebody_else_is_not_told_so(sqlite_uri: str) -> No
         assert "dead-lock" not in str(error.value)
         ended.set()
         await holder
+
+
+async def test_who_waits_while_the_pool_grows_is_not_told_so(postgres: PostgresServer) -> None:
+    with FaultProxy(postgres.port) as proxy:
+        uri = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+        async with PySQLXEnginePool(uri, min_size=1, max_size=10) as pool, pool.connection():
+            proxy.connect_delay = 0.3
+            with pytest.raises(PoolTimeoutError) as error:
+                await pool.connection(timeout=0.01).__aenter__()
+            assert "dead-lock" not in str(error.value)
 
 
 async def test_a_pool_collected_while_connections_are_out_warns(

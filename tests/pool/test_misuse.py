@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
-from pysqlx_engine.errors import ConnectError, PoolAlreadyStartedError, PoolClosedError
+from pysqlx_engine.errors import ConnectError, PoolAlreadyStartedError, PoolClosedError, PoolTimeoutError
 from tests.servers import Database
 
 
@@ -41,6 +41,36 @@ async def test_a_connection_that_its_user_closed_cannot_be_opened_behind_the_poo
                 await conn.connect()
         async with pool.connection() as conn:
             assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
+async def test_a_connection_held_by_hand_is_nobody_elses(sqlite_uri: str) -> None:
+    """Its check-out is gone, and the next one may be at the same place in memory."""
+    async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1) as pool:
+        held = await pool.connection().__aenter__()
+        for _ in range(20):
+            with pytest.raises(PoolTimeoutError):
+                async with pool.connection(timeout=0.001):
+                    pass
+        assert pool.stats().in_use == 1
+        assert await held.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+
+
+async def test_a_start_in_the_midst_of_a_stop_disturbs_neither(database: Database) -> None:
+    pool = PySQLXEnginePool(database.uri, min_size=1)
+    await pool.start()
+    for _ in range(5):
+        stop = asyncio.create_task(pool.stop(timeout=0))
+        while True:
+            try:
+                await pool.start()
+                break
+            except PoolAlreadyStartedError:
+                await asyncio.sleep(0)
+        await asyncio.wait_for(stop, 5)
+        async with pool.connection() as conn:
+            assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+        assert pool._runtime._monitor is not None
+    await pool.stop()
 
 
 async def test_one_check_out_is_not_used_by_two(sqlite_uri: str) -> None:
