@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .table import table
 
 def main() -> int:
     options = _options()
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})  # all that is started from here on inherits it
     cases = [case for case in CASES if not options.only or case.name.startswith(tuple(options.only))]
     if options.quick:
         plan = Plan(cases, options.rounds or 3, slow_rounds=1, seconds=0.25)
@@ -34,7 +37,7 @@ def main() -> int:
     rows = ratios(series)
     print(table(rows))
     # What is committed comes from a whole run.
-    whole = len(cases) == len(CASES) and not options.quick
+    whole = len(cases) == len(CASES) and not options.quick and options.cpu is None
     directory: Path = options.output or (HERE / "results" if whole else ENVIRONMENTS / "results")
     results.write(directory / "latest.json", about, series, rows)
     plots.write(directory, series)
@@ -49,6 +52,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, help="how often everybody is measured (7; with --quick 3)")
     parser.add_argument("--only", action="append", metavar="CASE", help="a case, or how its name begins; repeatable")
     parser.add_argument("--quick", action="store_true", help="a first look: fewer and shorter rounds")
+    parser.add_argument("--cpu", type=int, help="everything on this one CPU, the server too: work, not waking up")
     parser.add_argument("--output", type=Path, help="where figures and pictures go")
     options = parser.parse_args()
     for name in options.only or []:
