@@ -21,6 +21,8 @@ __all__ = [
     "PoolClosedError",
     "PoolError",
     "PoolForkedError",
+    "PoolLoopError",
+    "PoolQueueFullError",
     "PoolRefusedError",
     "PoolTimeoutError",
     "PySQLXError",
@@ -53,6 +55,15 @@ class PoolClosedError(PoolError):
 class PoolForkedError(PoolError):
     """The pool was in use before this process was forked. The driver's threads stayed with the parent, and so do the
     connections: start processes with `spawn`, or create and start pools after the fork."""
+
+
+class PoolLoopError(PoolError):
+    """A pool for asyncio is used in another event loop than the one it was started in, or after that loop was closed:
+    start a pool in each loop."""
+
+
+class PoolQueueFullError(PoolError):
+    """As many wait for a connection already as `max_waiting` allows."""
 
 
 class PoolAlreadyStartedError(PoolError):
@@ -105,10 +116,16 @@ class ConnectError(PySQLXError):
         """True when waiting cannot cure it: a bad URI, a wrong password, an unknown database, a missing directory."""
         return self.code in _PERMANENT_CODES or (len(self.code) == 5 and self.code.startswith("28"))
 
+    @property
+    def at_server_limit(self) -> bool:
+        """True when the server has as many connections as it takes, of all users or of this one."""
+        return self.code in _LIMIT_CODES
+
 
 _PERMANENT_CODES = frozenset(
     {
         "PYSQLX006",  # a URI that cannot be used
+        "PYSQLX007",  # the driver was used before this process was forked
         "3D000",  # PostgreSQL: the database does not exist (28xxx: no such user, wrong password)
         "42501",  # PostgreSQL: no permission to connect to the database
         "1044",  # MySQL: access to the database denied
@@ -118,6 +135,9 @@ _PERMANENT_CODES = frozenset(
         "14",  # SQLite: unable to open the file
     }
 )
+
+
+_LIMIT_CODES = frozenset({"53300", "1040", "1203", "1226"})  # PostgreSQL; MySQL: of all, of this user, resources
 
 
 class QueryError(PySQLXError):

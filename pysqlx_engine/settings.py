@@ -52,6 +52,9 @@ class PoolSettings(_Settings):
     min_size: Annotated[int, Field(ge=0, le=100_000, description="connections, a whole number from 0 to 100000")] = 1
     max_size: MaxSize = None
     """The operator's value. `None`: what the script states, or 10 where it states nothing."""
+    sqlite_wal: Annotated[bool, Field(description="true or false")] = False
+    """Switch SQLite files to WAL mode when a pool opens them: readers and the writer do not wait for each other. It is
+    a property of the file and stays."""
 
 
 class RunSettings(_Settings):

@@ -32,12 +32,18 @@ from .transactions import Effect, effect_of, effect_of_command
 from .uri import INVALID_URI, DatabaseURI, Provider, parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+
+FORKED = "PYSQLX007"
+FORKED_MESSAGE = (
+    "this process was forked from one that had used the database driver, whose threads stayed there: start processes "
+    "with spawn, or open the first connection after the fork (gunicorn: post_fork, Celery: worker_process_init)"
+)
 
 IsolationLevel = Literal["ReadUncommitted", "ReadCommitted", "RepeatableRead", "Snapshot", "Serializable"]
 
@@ -71,6 +77,8 @@ class PySQLXEngine:
         self._in_flight: list[DriverCall[Any]] = []
         self._dirty = False
         """A transaction may be open."""
+        self._in_transaction = False
+        """A transaction was opened, and not ended by anything we know of."""
         self._tainted = False
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._failed = False
@@ -124,8 +132,7 @@ class PySQLXEngine:
         ParameterInvalidJsonValueError, NotConnectedError, and pydantic's ValidationError when a row does not fit.
         """
         _check_model(model)
-        raw = self._connection()
-        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
         if not len(response):
             return []
         rows = _read(response.get_all)
@@ -147,8 +154,7 @@ class PySQLXEngine:
         The database still produces every row: say LIMIT 1. Raises what `query` raises.
         """
         _check_model(model)
-        raw = self._connection()
-        response = await self._call(QueryError, raw.query_typed, self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
         if not len(response):
             return None
         row = _read(response.get_first)
@@ -156,11 +162,12 @@ class PySQLXEngine:
 
     async def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
         """Every row as a dict; an empty list when there is none. Raises what `query` raises."""
-        return await self._call(QueryError, self._connection().query_all, self._statement(sql, parameters))
+        rows: list[dict[str, Any]] = await self._call(QueryError, "query_all", self._statement(sql, parameters))
+        return rows
 
     async def query_first_as_dict(self, sql: str, parameters: Parameters | None = None) -> dict[str, Any] | None:
         """The first row as a dict; None when there is none. Raises what `query` raises."""
-        row = await self._call(QueryError, self._connection().query_one, self._statement(sql, parameters))
+        row: dict[str, Any] = await self._call(QueryError, "query_one", self._statement(sql, parameters))
         return row or None
 
     async def execute(self, sql: str, parameters: Parameters | None = None) -> int:
@@ -168,11 +175,9 @@ class PySQLXEngine:
 
         Raises ExecuteError, TypeError, ParameterInvalidValueError, ParameterInvalidJsonValueError, NotConnectedError.
         """
-        raw = self._connection()
-        statement = self._statement(sql, parameters)
-        affected = await self._call(ExecuteError, raw.execute, statement)
+        affected: int = await self._call(ExecuteError, "execute", self._statement(sql, parameters))
         if effect_of(sql) is Effect.ENDS:
-            self._dirty = self._tainted
+            self._transaction_ended()
         return affected
 
     async def raw_cmd(self, sql: str) -> None:
@@ -180,16 +185,16 @@ class PySQLXEngine:
 
         Raises RawCmdError, TypeError, NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         _check_sql(sql)
         effect = effect_of_command(sql)
         self._expect(effect)
         statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=None)
         if LOG_CONFIG.statements:
             log_statement(sql, [], sql, {})
-        await self._call(RawCmdError, raw.raw_cmd, statement)
+        await self._call(RawCmdError, "raw_cmd", statement)
         if effect is Effect.ENDS:
-            self._dirty = self._tainted
+            self._transaction_ended()
 
     async def begin(self) -> None:
         """Start a transaction. Raises RawCmdError, NotConnectedError."""
@@ -209,27 +214,30 @@ class PySQLXEngine:
         Raises StartTransactionError, IsoLevelError (the database does not know the level), ValueError (nobody does),
         NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         if isolation_level is not None:
             _check_isolation_level(isolation_level)
-        self._dirty = True
-        await self._call(StartTransactionError, raw.start_transaction, isolation_level)
+        self._expect(Effect.OPENS)
+        await self._call(StartTransactionError, "start_transaction", isolation_level)
 
     async def set_isolation_level(self, isolation_level: IsolationLevel) -> None:
         """Set the isolation level of the next transaction, on SQL Server of the session.
 
         Raises IsoLevelError (the database does not know the level), ValueError (nobody does), NotConnectedError.
         """
-        raw = self._connection()
+        self._connection()
         _check_isolation_level(isolation_level)
-        await self._call(IsoLevelError, raw.set_isolation_level, isolation_level)
+        await self._call(IsoLevelError, "set_isolation_level", isolation_level)
 
     async def _connect_uri(self, uri: DatabaseURI) -> None:
         """Connect with a prepared URI, e.g. one with a label in its options."""
         if self._raw is not None:
             raise AlreadyConnectedError
         LOG_CONFIG.check()
+        if calls_in_flight.left_behind:
+            raise ConnectError(FORKED, FORKED_MESSAGE)
         self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
+        self._in_transaction = False
         try:
             self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
         except pysqlx_core.PySQLxError as error:
@@ -242,6 +250,7 @@ class PySQLXEngine:
 
     def _statement(self, sql: str, parameters: Parameters | None) -> pysqlx_core.PySQLxStatement:
         """The driver's statement for `sql` with its parameters, its effect noted, logged if that is switched on."""
+        self._connection()
         _check_sql(sql)
         values = {} if parameters is None else to_driver(self._provider, parameters)
         try:
@@ -255,17 +264,20 @@ class PySQLXEngine:
 
     def _expect(self, effect: Effect) -> None:
         """Note, before a statement is sent, what it may leave behind."""
-        if effect in (Effect.MAY_OPEN, Effect.TAINTS):
+        if effect in (Effect.OPENS, Effect.MAY_OPEN, Effect.TAINTS):
             self._dirty = True
+        if effect is Effect.OPENS:
+            self._in_transaction = True
         if effect is Effect.TAINTS:
             self._tainted = True
 
-    async def _call(
-        self, failure: type[PySQLXError], method: Callable[[Any], Coroutine[Any, Any, T]], argument: object
-    ) -> T:
+    def _transaction_ended(self) -> None:
+        self._dirty, self._in_transaction = self._tainted, False
+
+    async def _call(self, failure: type[PySQLXError], method: str, argument: object) -> Any:
         """One call of the driver: counted while the driver works on it, its errors turned into ours."""
         raw, in_flight = self._connection(), self._in_flight
-        call = DriverCall(method(argument))
+        call = DriverCall(getattr(raw, method)(argument))
         try:
             in_flight.append(call)
             return await calls_in_flight.wait_for(call)
@@ -278,6 +290,9 @@ class PySQLXEngine:
         finally:
             if not call.running and call in in_flight:
                 in_flight.remove(call)
+            # Whoever keeps an error keeps its traceback, and with it what this frame refers to: the driver's connection
+            # would stay open for as long. That is also why nobody but this method takes hold of it.
+            del raw
 
     @property
     def _calls(self) -> int:
@@ -299,6 +314,14 @@ class PySQLXEngine:
                 # It has ended, and nobody is there any more to be told how.
             if call in in_flight:
                 in_flight.remove(call)
+
+    def _forget_calls(self) -> None:
+        """Drop the calls that nobody awaits any more: each has hold of the driver's connection, and may itself be held
+        by an error that somebody keeps."""
+        for call in self._in_flight:
+            if call.abandoned:
+                call.close()
+        self._in_flight = []
 
     def _failure(
         self, failure: type[PySQLXError], raw: pysqlx_core.Connection, error: pysqlx_core.PySQLxError

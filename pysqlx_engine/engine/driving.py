@@ -18,6 +18,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from .driver import first_call
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
@@ -173,10 +175,16 @@ class _CallsInFlight:
     def __init__(self) -> None:
         self._calls: set[DriverCall[Any]] = set()
         self._exiting = False
+        self._used = False
+        self.left_behind = False
+        """Set in a forked child whose parent had used the driver: its threads stayed there, and any call would hang."""
         self._none_left = threading.Event()
         atexit.register(self._drain)
-        # Nothing is in flight in a forked child: the driver's threads stayed with the parent.
-        os.register_at_fork(after_in_child=self._calls.clear)
+        os.register_at_fork(after_in_child=self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        self._calls.clear()
+        self.left_behind = self._used
 
     async def wait_for(self, call: DriverCall[T]) -> T:
         """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own.
@@ -191,7 +199,11 @@ class _CallsInFlight:
                 if threading.current_thread().daemon:
                     threading.Event().wait()  # it would be stopped at its next step anyway
                 raise RuntimeError("the interpreter is exiting: no database call can be started any more")
-            return await call
+            if self._used:
+                return await call
+            self._used = True
+            with first_call():
+                return await call
         finally:
             self._calls.discard(call)
             if self._exiting and not self._calls:

@@ -37,6 +37,10 @@ POLITE_CLOSE = 0.05
 UNCONFIRMED_CLOSE = 1.0
 """Seconds after which a close counts as done where it cannot be observed (no /proc, a proxy in between)."""
 
+PROXIED_CLOSE = 0.1
+"""Seconds from the end of a connection to a proxy until the server behind it has noticed, where it looks for its
+client."""
+
 VANISHED_HOST = 30
 """Seconds without a sign of life from the server's host after which a close counts as done."""
 
@@ -47,10 +51,14 @@ LOGIN_POLL = 0.02
 LOGIN_TIMEOUT = 60.0
 """Seconds that it is waited for: then the kernel forgets a connection whose client is gone."""
 
-# The label and the liveness check go out in one round trip with the question who we are. A value that somebody
-# configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
+# The label and the liveness check go out in one round trip with the question who we are, and how many may be. A value
+# that somebody configured is left alone; servers before PostgreSQL 14 do not have the setting and return NULL.
 _POSTGRESQL = f"""
 SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
+       LEAST(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+             - COALESCE(current_setting('reserved_connections', true)::int, 0),
+             (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user),
+             (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database())) AS server_limit,
        CASE current_setting('client_connection_check_interval', true)
        WHEN '0' THEN set_config('client_connection_check_interval', '{LIVENESS_CHECK}', false)
        ELSE current_setting('client_connection_check_interval', true) END AS liveness
@@ -58,11 +66,18 @@ SELECT pg_backend_pid() AS server_id, inet_client_port() AS port,
 _POSTGRESQL_PLAIN = "SELECT pg_backend_pid() AS server_id, inet_client_port() AS port"
 _MYSQL = """
 SELECT connection_id() AS server_id,
+       LEAST(@@max_connections, IF(@@max_user_connections = 0, @@max_connections, @@max_user_connections))
+       AS server_limit,
        (SELECT host FROM information_schema.processlist WHERE id = connection_id()) AS host
 """
 
+Found = tuple[socket.socket | None, bool]
+"""A connection's socket, None where it could not be told from others, and whether it ends at a proxy."""
+
 _TCP = (socket.AF_INET, socket.AF_INET6)
-_unix_turn = asyncio.Lock()
+_turn = asyncio.Lock()
+_direct: dict[tuple[str | None, int], bool] = {}
+"""Of each server that was connected to: whether it sees our own port, or that of something in between."""
 
 
 class ServerSession:
@@ -78,6 +93,7 @@ class ServerSession:
 
     __slots__ = (
         "__weakref__",
+        "_behind_proxy",
         "_file",
         "_in_process",
         "_inherited",
@@ -85,6 +101,7 @@ class ServerSession:
         "address",
         "liveness_checked",
         "server_id",
+        "server_limit",
     )
 
     def __init__(
@@ -95,8 +112,12 @@ class ServerSession:
         in_process: bool = False,
         file: SqliteFile | None = None,
         liveness_checked: bool = False,
+        server_limit: int | None = None,
+        behind_proxy: bool = False,
     ) -> None:
         self.server_id = server_id
+        self.server_limit = server_limit
+        """Connections that the server takes from ordinary users at most, as far as it tells."""
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
         self._in_process = in_process
@@ -105,8 +126,10 @@ class ServerSession:
             file.opened()
         self._inherited = False
         self._socket = own_socket
+        self._behind_proxy = behind_proxy
+        """Whether `own_socket` ends at something that the server's connection begins at."""
         self.address: Endpoints | None = None
-        if own_socket is not None and own_socket.family in _TCP:
+        if own_socket is not None and own_socket.family in _TCP and not behind_proxy:
             self.address = (_endpoint(own_socket.getsockname()), _endpoint(own_socket.getpeername()))
         _sessions.add(self)
 
@@ -129,13 +152,35 @@ class ServerSession:
             if not busy:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(_end_of_file(own_socket), POLITE_CLOSE)
-                    return True
+                    if self._behind_proxy:
+                        await self._end_behind_proxy()
+                    return not self._behind_proxy
             # Only the sending side is shut: the server learns that its client is gone, and our side still sees
             # the moment at which the server itself closes. Shutting both would show us an end of our own making.
             with contextlib.suppress(OSError):
                 own_socket.shutdown(socket.SHUT_WR)
-            await _end_of_file(own_socket)
+            if not self._behind_proxy:
+                await _end_of_file(own_socket)
+                return True
+            with contextlib.suppress(TimeoutError):  # the kernel cannot tell of a host behind the proxy
+                await asyncio.wait_for(_end_of_file(own_socket), VANISHED_HOST)
+            await self._end_behind_proxy()
+            return False
+
+    async def _end_behind_proxy(self) -> None:
+        await asyncio.sleep(PROXIED_CLOSE if self.liveness_checked else UNCONFIRMED_CLOSE)
+
+    def seems_alive(self) -> bool:
+        """False when the server has closed its side, as far as that has arrived here. Asks nobody: a server that has
+        vanished, and a session that cannot be observed, seem alive."""
+        if self._socket is None:
             return True
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def cut(self) -> None:
         """End the connection on our side at once, whatever the server does: at interpreter exit. The driver's thread
@@ -172,10 +217,16 @@ async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
     if _over_unix_socket(uri):
         # A Unix socket has no port to tell one from another: the new one is the one that was not there before. So opens
         # over Unix sockets take turns in a process.
-        async with _unix_turn:
+        async with _turn:
             before = _own_sockets()
             await engine._connect_uri(uri)
             return await _identify(engine, lambda _: _find_new_unix_socket(before))
+    # So do opens over TCP that end at a proxy, as the first to each server may.
+    async with contextlib.nullcontext() if uri.port is None or _direct.get((uri.host, uri.port)) else _turn:
+        return await _open_over_tcp(engine, uri)
+
+
+async def _open_over_tcp(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
     known = {connection.address for connection in connections_to(uri.port)} if uri.port else set()
     started = time.monotonic()
     try:
@@ -199,7 +250,7 @@ async def _login_ended(server_port: int, known: set[Endpoints]) -> None:
                 await asyncio.sleep(LOGIN_POLL)
 
 
-async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.socket | None]) -> ServerSession:
+async def _identify(engine: PySQLXEngine, find: Callable[[int | None], Found]) -> ServerSession:
     provider = engine._provider
     if provider == "postgresql":
         try:
@@ -208,12 +259,22 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], socket.so
             row = await engine.query_first_as_dict(_POSTGRESQL_PLAIN)
         assert row is not None
         checked = row.get("liveness") not in {None, "0"}
-        return ServerSession(int(row["server_id"]), find(row["port"]), liveness_checked=checked)
+        own_socket, behind_proxy = find(row["port"])
+        return ServerSession(
+            int(row["server_id"]),
+            own_socket,
+            liveness_checked=checked,
+            server_limit=row.get("server_limit"),
+            behind_proxy=behind_proxy,
+        )
     if provider == "mysql":
         row = await engine.query_first_as_dict(_MYSQL)
         assert row is not None
         _, _, port = str(row["host"]).rpartition(":")
-        return ServerSession(int(row["server_id"]), find(int(port) if port.isdigit() else None))
+        own_socket, behind_proxy = find(int(port) if port.isdigit() else None)
+        return ServerSession(
+            int(row["server_id"]), own_socket, server_limit=int(row["server_limit"]), behind_proxy=behind_proxy
+        )
     if provider == "sqlite":
         return ServerSession(None, None, in_process=True, file=sqlite_file(engine._parsed.path))
     return ServerSession(None, None)  # SQL Server: not observed
@@ -247,26 +308,30 @@ def _end_with_its_host(own_socket: socket.socket) -> None:
 # a socket that it is given to non-blocking when `socket.setdefaulttimeout` was used, for all who share it.
 
 
-def _find_tcp_socket(uri: DatabaseURI, port: int | None, known: set[Endpoints]) -> socket.socket | None:
-    """A duplicate of the new connection's socket: to the server of `uri`, from the local `port` that the server sees,
-    not among the `known` connections, and open in this process. None where a proxy or NAT hides it."""
+def _find_tcp_socket(uri: DatabaseURI, port: int | None, known: set[Endpoints]) -> Found:
+    """A duplicate of the new connection's socket: to the server of `uri`, not among the `known` connections, and open
+    in this process; from the local `port` that the server sees, or, where a proxy or NAT hides it, the only new one."""
     if port is None or uri.port is None:
-        return None
-    found = [
+        return None, False
+    new = [
         connection
         for connection in connections_to(uri.port)
         if connection.state == Tcp.ESTABLISHED
-        and connection.local_port == port
         and connection.address not in known
         and _may_be(uri.host, connection.remote)
     ]
+    found = [connection for connection in new if connection.local_port == port]
+    _direct[uri.host, uri.port] = direct = bool(found)
+    if not found:
+        own = _own_sockets()
+        found = [connection for connection in new if connection.inode in own]
     if len(found) != 1:
-        return None
+        return None, False
     family = socket.AF_INET if found[0].remote.version == 4 else socket.AF_INET6
-    return _duplicate(found[0].inode, family)
+    return _duplicate(found[0].inode, family), not direct
 
 
-def _find_new_unix_socket(before: set[int]) -> socket.socket | None:
+def _find_new_unix_socket(before: set[int]) -> Found:
     """A duplicate of the one Unix socket with a named peer that was not there `before`; None if several came."""
     found = []
     for inode in _own_sockets() - before:
@@ -278,10 +343,10 @@ def _find_new_unix_socket(before: set[int]) -> socket.socket | None:
         else:
             own_socket.close()
     if len(found) == 1:
-        return found[0]
+        return found[0], False
     for own_socket in found:
         own_socket.close()
-    return None
+    return None, False
 
 
 def _has_peer(own_socket: socket.socket) -> bool:

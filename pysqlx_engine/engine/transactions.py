@@ -17,6 +17,7 @@ class Effect(Enum):
     """What a statement does to the connection."""
 
     NONE = "leaves it as it is"
+    OPENS = "opens one"
     MAY_OPEN = "may open one"
     ENDS = "ends it when it succeeds"
     TAINTS = "may leave what ROLLBACK does not undo: table locks, or a mode that opens transactions"
@@ -24,7 +25,8 @@ class Effect(Enum):
 
 # Blanks, comments and opening brackets, then the first word. No match for MySQL's /*! ... */, which is executed.
 _FIRST_WORD = re.compile(r"(?:[\s(;]+|--[^\n]*(?:\n|$)|#[^\n]*(?:\n|$)|/\*(?!!)(?:.*?)\*/)*([A-Za-z]+)", re.DOTALL)
-_OPENS = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK"})
+_BEGINS = re.compile(r"\b(?:BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE)
+_MAY_OPEN = frozenset({"BEGIN", "START", "SAVEPOINT", "XA", "CALL", "EXEC", "EXECUTE", "DECLARE", "LOCK"})
 _ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 # ROLLBACK TO goes back inside the transaction, AND CHAIN opens the next one, PREPARED ends one that is not this one's.
 _DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
@@ -75,7 +77,9 @@ def _effect(sql: str) -> Effect:
         if _DOES_NOT_END.search(sql) and not _ENDS_AFTER_ALL.search(sql):
             return Effect.MAY_OPEN
         return Effect.ENDS
-    if word is None or word in _OPENS:
+    if word in {"BEGIN", "START"} and _BEGINS.search(sql):
+        return Effect.OPENS
+    if word is None or word in _MAY_OPEN:
         return Effect.MAY_OPEN
     return Effect.NONE
 

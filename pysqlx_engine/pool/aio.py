@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..engine.connection import PySQLXEngine
+from .config import check_timeout
 from .core import ConnInfo
 from .face import PoolFace
+from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, logger, run_in_background
 
+_ConnHook = Callable[[PySQLXEngine], Awaitable[object]]
+_PoolHook = Callable[[Any], object]
+_UriHook = Callable[[], str | Awaitable[str]]
 
-class PySQLXEnginePool(PoolFace):
-    """A pool of connections for asyncio. Parameters: see `PoolFace`."""
+
+class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
+    """A pool of connections for asyncio. Parameters: see `PoolFace`. The functions that it takes are coroutine
+    functions (`uri` and `reconnect_failed` may be plain ones) and run in the loop that the pool was started in."""
 
     _threads = False
 
@@ -25,8 +34,7 @@ class PySQLXEnginePool(PoolFace):
         unknown database); PoolTimeoutError when the server, or the coordinator, cannot be reached within
         `conn_timeout`; PoolRefusedError when another script of the run states a different `max_size`.
         """
-        await run_in_background(self._runtime.start())
-        self._runtime.owner_loop = asyncio.get_running_loop()
+        await run_in_background(self._runtime.start(asyncio.get_running_loop()))
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Close the pool: check-outs and waiters get PoolClosedError, connections in use may be used for `timeout`
@@ -35,13 +43,21 @@ class PySQLXEnginePool(PoolFace):
         # Shielded: a stop that somebody is tired of waiting for is still a stop.
         await asyncio.shield(run_in_background(self._runtime.stop(timeout)))
 
-    def connection(self) -> AsyncCheckout:
+    async def drain(self) -> None:
+        """Replace every connection by a new one while the pool goes on serving: those that are idle one after the
+        other, those in use when they come back. Returns when no idle one is left. Raises PoolClosedError."""
+        await run_in_background(self._runtime.replace_all())
+
+    def connection(self, timeout: float | None = None) -> AsyncCheckout:
         """`async with pool.connection() as conn:` checks a connection out and, at the end, in again.
 
-        Raises PoolTimeoutError after `conn_timeout` seconds, PoolClosedError when the pool is not started or closes,
-        ConnectError when the database refuses the configuration.
+        `timeout`: seconds to wait for it, in place of `conn_timeout`. Raises PoolTimeoutError after that time,
+        PoolClosedError when the pool is not started or closes, PoolQueueFullError when `max_waiting` wait already,
+        PoolLoopError in another event loop, ConnectError when the database refuses the configuration.
         """
-        return AsyncCheckout(self)
+        if timeout is not None:
+            check_timeout(timeout)
+        return AsyncCheckout(self, timeout)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -57,9 +73,10 @@ class PySQLXEnginePool(PoolFace):
 class AsyncCheckout:
     """One check-out of an asyncio pool."""
 
-    __slots__ = ("_conn", "_entered", "_pool")
+    __slots__ = ("_conn", "_entered", "_pool", "_timeout")
 
-    def __init__(self, pool: PySQLXEnginePool) -> None:
+    def __init__(self, pool: PySQLXEnginePool, timeout: float | None) -> None:
+        self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
         self._entered = False
@@ -69,12 +86,18 @@ class AsyncCheckout:
             raise RuntimeError("this check-out is in use: call connection() for each")
         self._entered = True
         runtime = self._pool._runtime
-        runtime.owner_loop = asyncio._get_running_loop()
+        loop = asyncio.get_running_loop()
+        if runtime.owner_loop is not loop and (error := runtime.loop_error(loop)) is not None:
+            raise error
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
-        conn = runtime.try_check_out()
+        holder = id(asyncio.current_task(loop))
+        conn = runtime.try_check_out(holder)
         if conn is None:
-            conn = await runtime.wait_in_task(runtime.config.conn_timeout)
+            timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
+            conn = await runtime.wait_in_task(timeout, holder)
         self._conn = conn
+        if runtime.traces_stacks:
+            conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
             runtime.trace_retrieved(conn, traced)
         face: PySQLXEngine = conn.face

@@ -8,6 +8,7 @@ that joined a coordinator it is a lease client. The pool itself cannot tell.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,10 @@ class Budget(Protocol):
 
         `urgent`: more is wanted, or was asked about. That less is needed now can wait some milliseconds."""
 
+    def resize(self, size: int) -> None:
+        """Have another size. What is held above it comes back as it is checked in. Raises PoolRefusedError where the
+        size is not this pool's to choose."""
+
     def opened(self, lease: Lease, session: ServerSession) -> None:
         """A connection was opened under `lease`."""
 
@@ -109,10 +114,13 @@ class LocalBudget:
     def __init__(self, size: int) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._free = list(range(size, 0, -1))
+        self._leased = 0
+        self._names = itertools.count(1)
         self._client: BudgetClient | None = None
         self._owes = False
         """Whether the client was denied something since leases came back last."""
+        self._capped = False
+        """Whether the client holds more than a new size allows."""
 
     @property
     def size(self) -> int:
@@ -127,21 +135,36 @@ class LocalBudget:
             return
         want = client.tell_demand().want
         with self._lock:
-            leases = [self._free.pop() for _ in range(min(want, len(self._free)))]
-            self._owes = len(leases) < want
-        if leases:
-            client.granted(leases)
-        if len(leases) < want:
+            count = max(0, min(want, self._size - self._leased))
+            self._leased += count
+            self._owes = count < want
+        if count:
+            client.granted([next(self._names) for _ in range(count)])
+        if count < want:
             client.denied()
+
+    def resize(self, size: int) -> None:
+        client = self._client
+        with self._lock:
+            self._size = size
+            self._capped = capped = self._leased > size
+        if client is not None:
+            client.resized(size)
+            client.set_ceiling(size if capped else None)
+            self.demand_changed(urgent=True)
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
         pass
 
     def give_back(self, leases: Sequence[Lease]) -> None:
         with self._lock:
-            self._free.extend(leases)
+            self._leased -= len(leases)
             owes = self._owes
-        if owes:  # somebody began to wait between the decision to give these back and now
+            capped, self._capped = self._capped, self._capped and self._leased > self._size
+            lift = capped and not self._capped
+        if lift and self._client is not None:
+            self._client.set_ceiling(None)
+        if owes or lift:  # somebody began to wait between the decision to give these back and now
             self.demand_changed(urgent=True)
 
     def detach(self) -> None:
@@ -151,7 +174,7 @@ class LocalBudget:
         return f"pysqlx {pool}"
 
     def describe(self) -> str:
-        return f"budget {self._size - len(self._free)}/{self._size} leased"
+        return f"budget {self._leased}/{self._size} leased"
 
 
 BudgetProvider = Callable[[PoolRequest], Budget]

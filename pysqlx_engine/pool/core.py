@@ -6,18 +6,20 @@ and performs the effects after it has let go of the lock, so cancellation and ot
 states, never into the middle of one.
 
 The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` ->
-given back. What is held is the sum of these; it changes only by `granted` and by `Effects.give_back`.
+given back. An idle connection that may be dead goes through `testing` before somebody gets it. What is held is the sum
+of these; it changes only by `granted` and by `Effects.give_back`.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.session import ServerSession
-from ..errors import PoolClosedError, PoolError, PoolForkedError
+from ..errors import PoolClosedError, PoolError, PoolForkedError, PoolQueueFullError
 from .budget import RECENT, Demand, Lease
 
 MAX_OPENING = 2
@@ -25,13 +27,37 @@ MAX_OPENING = 2
 a connection that comes back serves a waiter sooner than a new one, which takes milliseconds to open."""
 
 
+OURSELVES = 0
+"""Who holds a connection, or waits for one, when it is the pool itself."""
+
+
 class ConnInfo:
     """One connection of the pool."""
 
-    __slots__ = ("engine", "face", "last_used", "lease", "name", "opened_at", "retire", "session")
+    __slots__ = (
+        "checked_out_at",
+        "engine",
+        "expires_at",
+        "face",
+        "holder",
+        "last_used",
+        "lease",
+        "name",
+        "opened_at",
+        "retire",
+        "session",
+        "stack",
+    )
 
     def __init__(
-        self, name: str, lease: Lease, engine: Any, face: Any, session: ServerSession, opened_at: float
+        self,
+        name: str,
+        lease: Lease,
+        engine: Any,
+        face: Any,
+        session: ServerSession,
+        opened_at: float,
+        expires_at: float = math.inf,
     ) -> None:
         self.name = name
         self.lease = lease
@@ -40,7 +66,14 @@ class ConnInfo:
         """What the user gets: the engine itself, or its thread face."""
         self.session = session
         self.opened_at = opened_at
+        self.expires_at = expires_at
         self.last_used = opened_at
+        """When it came back last, or was found alive."""
+        self.checked_out_at = opened_at
+        self.holder = OURSELVES
+        """Which task or thread has it, or had it last: an identity, no reference."""
+        self.stack: Any = None
+        """Where it was checked out, while that is recorded; None once it was reported."""
         self.retire = False
         """Set when the connection is too old: it is closed when it comes back."""
 
@@ -51,10 +84,12 @@ class ConnInfo:
 class Waiter:
     """Somebody who waits for a connection. Exactly one of `conn` and `error` is set before `wake` is called."""
 
-    __slots__ = ("conn", "error", "wake")
+    __slots__ = ("conn", "error", "owner", "wake")
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], owner: int = OURSELVES) -> None:
         self.wake = wake
+        self.owner = owner
+        """Which task or thread it is: an identity, no reference."""
         self.conn: ConnInfo | None = None
         self.error: BaseException | None = None
 
@@ -62,7 +97,7 @@ class Waiter:
 class State(enum.Enum):
     NEW = "new"
     OPEN = "open"
-    DRAINING = "draining"
+    STOPPING = "stopping"
     """No check-outs any more; connections in use may be used until they come back."""
     CLOSED = "closed"
     FORKED = "forked"
@@ -75,6 +110,7 @@ class Effects:
 
     wake: list[Waiter] = field(default_factory=list)
     open: list[Lease] = field(default_factory=list)
+    test: list[ConnInfo] = field(default_factory=list)
     close: list[ConnInfo] = field(default_factory=list)
     give_back: list[Lease] = field(default_factory=list)
     tell: bool = False
@@ -84,24 +120,48 @@ class Effects:
 
 
 class PoolCore:
-    def __init__(self, min_size: int, budget_size: int) -> None:
+    """The state, and the events that change it.
+
+    `check_after`: seconds idle after which a connection is tested before somebody gets it.
+    `max_waiting`: most waiters, 0 for any number.
+    `fail_fast`: while nothing can be opened and nothing is open, nobody waits.
+    """
+
+    def __init__(
+        self,
+        min_size: int,
+        budget_size: int,
+        *,
+        check_after: float = math.inf,
+        max_waiting: int = 0,
+        fail_fast: bool = False,
+    ) -> None:
         self.min_size = min_size
         self.budget_size = budget_size
+        self.check_after = check_after
+        self.max_waiting = max_waiting
+        self.fail_fast = fail_fast
         self.state = State.NEW
         self.idle: list[ConnInfo] = []
         """A stack: the connection used last is used next, so that what is not needed gets old and can be closed."""
         self.in_use: set[ConnInfo] = set()
+        self.testing: set[ConnInfo] = set()
         self.waiters: dict[Waiter, None] = {}
         """In order of arrival. A dictionary, so that one who gives up leaves at once, wherever he stands."""
         self.spare: list[Lease] = []
         self.opening: set[Lease] = set()
         self.closing: set[ConnInfo] = set()
         self.ceiling: int | None = None
+        self.server_limit: int | None = None
+        """Leases that are of use while the server refuses more connections; None while it does not."""
         self.backing_off = False
         """Set while opening is put off after a failure."""
+        self.suspicious = False
+        """Set when a connection was found dead, until one is found alive: the others may be dead as well."""
         self.denied = False
         """Set when the budget gave less than was wanted for `min_size`; lifted by `replenish`."""
         self.last_error: BaseException | None = None
+        self._now = 0.0
         self._told = Demand(0, 0, 0, 0, 0)
         """What the budget knows of our demand, less what it has granted since."""
 
@@ -110,30 +170,45 @@ class PoolCore:
     @property
     def held(self) -> int:
         """Leases this pool holds."""
-        return len(self.spare) + len(self.opening) + len(self.idle) + len(self.in_use) + len(self.closing)
+        return len(self.spare) + len(self.opening) + self.size + len(self.closing)
 
     @property
     def size(self) -> int:
         """Connections that are open."""
-        return len(self.idle) + len(self.in_use)
+        return len(self.idle) + len(self.in_use) + len(self.testing)
 
     @property
     def warming(self) -> bool:
         """Whether connections towards `min_size` are still on their way."""
         if self.state is not State.OPEN:
             return False
-        more_may_come = not self.denied and self.ceiling is None
+        at_limit = self.server_limit is not None and self.size >= self.server_limit
+        more_may_come = not self.denied and self.ceiling is None and not at_limit
         return bool(self.opening or self.spare) or (self.size < self.min_size and more_may_come)
 
     def demand(self) -> Demand:
         """Wanted is only what can be opened at once: a lease that lies about here is missing elsewhere."""
-        missing = len(self.waiters)
-        if not missing and self.state is State.OPEN and self.ceiling is None:
-            missing = max(0, self.min_size - self.size)
-        want = max(0, min(missing, MAX_OPENING) - len(self.opening) - len(self.spare))
+        want = max(0, min(self._missing(), self._most_opening) - len(self.opening) - len(self.spare))
+        if self.server_limit is not None:
+            want = max(0, min(want, self.server_limit - self.held))
         if self.backing_off or self.state is not State.OPEN:
             want = 0
-        return Demand(len(self.in_use), len(self.idle), len(self.in_use), len(self.waiters), want)
+        in_use = len(self.in_use)
+        return Demand(in_use, len(self.idle) + len(self.testing), in_use, len(self.waiters), want)
+
+    @property
+    def _most_opening(self) -> int:
+        """Connections that may be opened at a time: one, while it is not known that any can be."""
+        return MAX_OPENING if self.last_error is None else 1
+
+    def _missing(self) -> int:
+        """Connections that should be opened: for those who wait, or towards `min_size` when nobody does."""
+        if self.waiters:
+            # One that is tested will serve a waiter in a moment, unless there is reason to doubt it.
+            return len(self.waiters) - (0 if self.suspicious else len(self.testing))
+        if self.state is not State.OPEN or self.ceiling is not None:
+            return 0
+        return self.min_size - self.size
 
     def tell(self, now: float) -> Demand:
         """The demand as it is at the moment `now`, for the budget."""
@@ -145,24 +220,46 @@ class PoolCore:
         self._told = self.demand()._replace(recent=recent)
         return self._told
 
+    def waits_for_itself(self, owner: int) -> bool:
+        """Whether `owner`, who waits or has just given up, holds a connection, and everybody else who holds one waits
+        for another as well: then nobody will ever bring one back."""
+        holders = {conn.holder for conn in self.in_use}
+        return (
+            owner != OURSELVES and owner in holders and holders <= {waiter.owner for waiter in self.waiters} | {owner}
+        )
+
     # -- check-out and check-in -----------------------------------------------------------------------------------
 
-    def check_out(self) -> ConnInfo | None:
+    def check_out(self, now: float, holder: int) -> ConnInfo | None:
         """An idle connection, or None: then the caller may wait. Raises PoolClosedError or PoolForkedError."""
         if self.state is not State.OPEN:
             raise self.refusal()
         if not self.idle:
             return None
-        conn = self.idle.pop()
+        conn = self.idle[-1]
+        if now - conn.last_used > self.check_after:
+            return None
+        self.idle.pop()
         self.in_use.add(conn)
+        conn.checked_out_at = now
+        conn.holder = holder
         return conn
 
-    def wait(self, waiter: Waiter) -> Effects:
-        """Queue `waiter`. Raises PoolClosedError or PoolForkedError."""
+    def wait(self, waiter: Waiter, now: float) -> Effects:
+        """Queue `waiter`. Raises PoolClosedError, PoolForkedError or PoolQueueFullError."""
         if self.state is not State.OPEN:
             raise self.refusal()
+        if self.max_waiting and len(self.waiters) >= self.max_waiting:
+            raise PoolQueueFullError(
+                f"{len(self.waiters)} wait for a connection already, and max_waiting allows no more"
+            )
+        self._now = now
         self.waiters[waiter] = None
         return self._plan()
+
+    def _unreachable(self) -> bool:
+        """Whether nothing is open and nothing can be opened."""
+        return self.backing_off and not self.size and not self.opening
 
     def refusal(self) -> PoolError:
         """Why nobody gets a connection."""
@@ -189,9 +286,28 @@ class PoolCore:
                 return None
             effects = Effects(wake=[self._hand_over(conn)])
             return effects if self.waiters or not self._told.want else self._plan(effects)
-        over = self.ceiling is not None and self.held - len(self.closing) > self.ceiling
+        over = self._over_ceiling()
         self.in_use.remove(conn)
-        if reusable and not conn.retire and self.state is State.OPEN and not over:
+        return self._keep_or_close(conn, keep=reusable and not over)
+
+    def doubt(self) -> Effects:
+        """A connection was found dead while it was used: those that are idle may be dead as well."""
+        self.suspicious = True
+        return self._plan()
+
+    def tested(self, conn: ConnInfo, now: float, *, alive: bool) -> Effects:
+        """The test of a connection that nobody has has ended."""
+        self.suspicious = not alive
+        over = self._over_ceiling()
+        self.testing.remove(conn)
+        conn.last_used = self._now = now
+        return self._keep_or_close(conn, keep=alive and not over)
+
+    def _over_ceiling(self) -> bool:
+        return self.ceiling is not None and self.held - len(self.closing) > self.ceiling
+
+    def _keep_or_close(self, conn: ConnInfo, *, keep: bool) -> Effects:
+        if keep and not conn.retire and self.state is State.OPEN:
             self.idle.append(conn)
             return self._plan()
         self.closing.add(conn)
@@ -201,6 +317,7 @@ class PoolCore:
         waiter = next(iter(self.waiters))
         del self.waiters[waiter]
         waiter.conn = conn
+        conn.holder = waiter.owner
         return waiter
 
     # -- leases and connections -----------------------------------------------------------------------------------
@@ -224,20 +341,28 @@ class PoolCore:
     def opened(self, conn: ConnInfo) -> Effects:
         self.opening.remove(conn.lease)
         self.last_error = None
+        self.suspicious = False
         if self.state is not State.OPEN:
             self.closing.add(conn)
             return self._plan(Effects(close=[conn]))
         self.idle.append(conn)
         return self._plan()
 
-    def open_failed(self, lease: Lease, error: BaseException, *, permanent: bool) -> Effects:
+    def open_failed(self, lease: Lease, error: BaseException, *, permanent: bool, at_limit: bool = False) -> Effects:
         """Nothing is opened until `try_again`. Waiters keep their places, unless it is `permanent`: what waiting cannot
-        cure is told at once."""
+        cure is told at once. `at_limit`: the server takes no more connections; until `lift_limit` the pool makes do
+        with what it has."""
         self.opening.remove(lease)
         self.spare.append(lease)
         self.last_error = error
         self.backing_off = True
+        if at_limit:
+            self.server_limit = max(1, self.size + len(self.opening))
         return self._plan(self._fail_waiters(error) if permanent else None)
+
+    def lift_limit(self) -> Effects:
+        self.server_limit = None
+        return self._plan()
 
     def try_again(self) -> Effects:
         self.backing_off = False
@@ -265,23 +390,34 @@ class PoolCore:
         self._told = self._told._replace(want=0)
         return self._plan()
 
+    def resize(self, min_size: int) -> Effects:
+        self.min_size = min_size
+        return self.replenish()
+
+    def retire_all(self) -> list[ConnInfo]:
+        """Have every connection replaced: those in use when they come back. Gives the idle ones, which still serve
+        until somebody discards them."""
+        for conn in (*self.idle, *self.in_use, *self.testing):
+            conn.retire = True
+        return list(self.idle)
+
     # -- start and stop -------------------------------------------------------------------------------------------
 
     def start(self) -> Effects:
         self.state = State.OPEN
         return self._plan()
 
-    def drain(self) -> Effects:
+    def stop(self) -> Effects:
         """No check-outs any more, waiters fail, idle connections are closed; others when they come back."""
-        self.state = State.DRAINING
-        effects = self._fail_waiters(PoolClosedError(_CLOSED[State.DRAINING]))
+        self.state = State.STOPPING
+        effects = self._fail_waiters(PoolClosedError(_CLOSED[State.STOPPING]))
         effects.close, self.idle = self.idle, []
         self.closing.update(effects.close)
         return self._plan(effects)
 
     def close(self) -> Effects:
-        """Drain, and close what is still in use."""
-        effects = self.drain()
+        """Stop, and close what is still in use."""
+        effects = self.stop()
         self.state = State.CLOSED
         effects.close.extend(self.in_use)
         self.closing |= self.in_use
@@ -303,19 +439,27 @@ class PoolCore:
     def _plan(self, effects: Effects | None = None) -> Effects:
         """Bring idle connections, leases and waiters together. Every event but the usual check-in ends here."""
         effects = effects or Effects()
-        while self.waiters and self.idle:
+        while self.idle and not self.suspicious and self.waiters and not self._stale(self.idle[-1]):
             conn = self.idle.pop()
             self.in_use.add(conn)
             effects.wake.append(self._hand_over(conn))
+        # What is idle now, nobody may have untested: as many as are waited for, and all where one was found dead.
+        while self.idle and (self.suspicious or len(self.testing) < len(self.waiters)):
+            conn = self.idle.pop()
+            self.testing.add(conn)
+            effects.test.append(conn)
+        if self.fail_fast and self.backing_off and not self.size and not self.opening and self.last_error is not None:
+            effects.wake += self._fail_waiters(self.last_error).wake
         if self.state is State.OPEN and not self.backing_off:
-            while self.spare and len(self.opening) < MAX_OPENING and self._short():
+            while self.spare and len(self.opening) < self._most_opening and self._short():
                 lease = self.spare.pop()
                 self.opening.add(lease)
                 effects.open.append(lease)
         # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
         keep = min(len(self.spare), len(self.waiters)) if self.backing_off else 0
-        if self.ceiling is not None:
-            keep = max(0, min(keep, self.ceiling - (self.held - len(self.spare))))
+        for limit in (self.ceiling, self.server_limit):
+            if limit is not None:
+                keep = max(0, min(keep, limit - (self.held - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
         del self.spare[keep:]
         if self.ceiling is not None:
@@ -329,11 +473,15 @@ class PoolCore:
         effects.urgent = demand.want > self._told.want
         return effects
 
+    def _stale(self, conn: ConnInfo) -> bool:
+        return self._now - conn.last_used > self.check_after
+
     def _short(self) -> bool:
         if self.ceiling is not None and self.held > self.ceiling:
             return False
-        wanted = len(self.waiters) or (self.min_size - self.size if self.ceiling is None else 0)
-        return wanted > len(self.opening)
+        if self.server_limit is not None and self.size + len(self.opening) >= self.server_limit:
+            return False
+        return self._missing() > len(self.opening)
 
     def _is_news(self, demand: Demand) -> bool:
         """A budget is told only what can change its mind; a busy pool would otherwise send a message per query."""
@@ -355,6 +503,6 @@ _FORKED = (
 )
 _CLOSED = {
     State.NEW: "the pool is not started: call start() first, or use it as a context manager",
-    State.DRAINING: "the pool is closing",
+    State.STOPPING: "the pool is closing",
     State.CLOSED: "the pool is closed",
 }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .runtime import PoolRuntime
@@ -13,12 +12,12 @@ if TYPE_CHECKING:
 running: weakref.WeakSet[PoolRuntime] = weakref.WeakSet()
 on_first_start: list[Callable[[], None]] = []
 """Called once, in the background thread, when the first pool of this process has started."""
-_draining = False
+_stopping = False
 
 
-def draining() -> bool:
+def stopping() -> bool:
     """Whether this process is on its way out: no pool may start any more."""
-    return _draining
+    return _stopping
 
 
 def started_well() -> None:
@@ -27,15 +26,10 @@ def started_well() -> None:
         on_first_start.pop()()
 
 
-def snapshot() -> list[dict[str, Any]]:
-    """The statistics of every running pool, as plain values."""
-    return [dataclasses.asdict(runtime.stats()) for runtime in list(running)]
-
-
-def drain() -> None:
+def refuse_check_outs() -> None:
     """From now on no pool hands out connections: waiters and new check-outs get PoolClosedError; what is in use may be
     used until it comes back."""
-    global _draining  # noqa: PLW0603
-    _draining = True
+    global _stopping  # noqa: PLW0603
+    _stopping = True
     for runtime in list(running):
-        runtime.drain()
+        runtime.refuse_check_outs()

@@ -15,44 +15,47 @@ import os
 import random
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from ..engine.connection import PySQLXEngine, PySQLXEngineSync
-from ..engine.driving import stay_if_leaving
-from ..engine.session import UNCONFIRMED_CLOSE, open_session
-from ..engine.uri import DatabaseURI, with_option
+from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
+from ..engine.driving import calls_in_flight, stay_if_leaving
+from ..engine.uri import DatabaseURI
 from ..errors import (
     ConnectError,
     PoolAlreadyClosedError,
     PoolAlreadyStartedError,
     PoolClosedError,
+    PoolForkedError,
+    PoolLoopError,
     PoolTimeoutError,
-    PySQLXError,
     SettingsError,
 )
 from . import registry
 from .background import EXIT_TIMEOUT, at_exit, background
 from .budget import Budget, Demand, Lease, PoolRequest, budget_for
-from .config import PoolConfig
-from .core import ConnInfo, Effects, PoolCore, State, Waiter
+from .config import PoolConfig, check_sizes
+from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
+from .monitor import run_monitor
 from .stats import Counters, PoolStats
+from .upkeep import Upkeep
 
 logger = logging.getLogger("pysqlx_engine")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-OPEN_TIMEOUT = 75.0
-"""Seconds after which an attempt to connect is given up: more than the driver's connect_timeout (5 s) and the wait for
-a server that is still at work on a login (60 s). A server that accepts and then says nothing must not block the way
-for ever."""
-CLEAN_TIMEOUT = 15.0
-"""Seconds that the ROLLBACK of an open transaction may take at check-in, before the connection is closed instead."""
 BACKOFF = (0.05, 2.0)
 """Seconds between attempts to connect after a failure: the first, doubling up to the last, each with jitter."""
+LIMIT_PAUSE = (5.0, 60.0)
+"""Seconds for which the pool makes do with what it has when the server takes no more connections: the first time,
+doubling up to the last while the server goes on refusing."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that `stop` waits for the server to let go of what was closed."""
+START_FAILED_TIMEOUT = 1.0
+"""The same for a `start` that has failed: who waited for it has waited enough."""
 STOP_TIMEOUT = 5.0
 """Seconds that `stop` leaves to connections in use before it closes them."""
 
@@ -62,29 +65,65 @@ class PoolRuntime:
         self.config = config
         self._threads = threads
         self._lock = threading.Lock()
-        self.core = PoolCore(config.min_size, config.max_size)
-        self._uri = config.uri
+        self.core = self._new_core()
+        self.upkeep = Upkeep(config, threads=threads, borrow=self._borrow, give_back=self.check_in)
+        self.face: weakref.ref[Any] | None = None
+        """The pool as its users have it, for `reconnect_failed`; set by whoever makes it."""
+        self.traces_stacks = config.leak_threshold is not None
+        self._needs_cleaning = config.reset is not None
+        self._uri: DatabaseURI | None = config.uri if isinstance(config.uri, DatabaseURI) else None
         self._budget: Budget | None = None
         self._watchers: set[asyncio.Event] = set()
         """Of those that wait for a change of the state in `start` and `stop`; they live in the background loop."""
         self._monitor: asyncio.Task[None] | None = None
         self.owner_loop: asyncio.AbstractEventLoop | None = None
-        """The loop in which an asyncio pool was used last. When it is closed, nobody brings a connection back."""
+        """The loop that an asyncio pool was started in. When it is closed, nobody brings a connection back."""
         self._starting = False
-        self._names = 0
         self._failures = 0
-        """Attempts to connect that failed since the last that succeeded."""
+        """Times that connecting failed since it succeeded last."""
+        self._retry_due = False
+        self._failing_since: float | None = None
+        """When the first of them failed; None when there is none, or when `reconnect_failed` was told."""
+        self._refusals = 0
+        """Times that the server took no more connections, since one was opened above what it had taken."""
         self._counters = Counters()
+
+    def _new_core(self) -> PoolCore:
+        config = self.config
+        return PoolCore(
+            config.min_size,
+            config.max_size,
+            check_after=config.check_after,
+            max_waiting=config.max_waiting,
+            fail_fast=config.fail_fast,
+        )
 
     # -- check-out and check-in: the calling task's or thread's side ---------------------------------------------
 
-    def try_check_out(self) -> ConnInfo | None:
+    def try_check_out(self, holder: int) -> ConnInfo | None:
         """An idle connection at once, or None. Raises PoolClosedError."""
+        now = time.monotonic()
         with self._lock:
             self._counters.requests += 1
-            return self.core.check_out()
+            return self.core.check_out(now, holder)
 
-    async def wait_in_task(self, timeout: float) -> ConnInfo:
+    def loop_error(self, loop: asyncio.AbstractEventLoop) -> PoolLoopError | None:
+        """What is wrong with using an asyncio pool in `loop`."""
+        owner = self.owner_loop
+        if owner is loop or owner is None or self.core.state is not State.OPEN:
+            return None
+        name = self.config.name
+        if owner.is_closed():
+            return PoolLoopError(
+                f"the event loop that the pool {name} was started in is closed, and with it the pool: start() it again "
+                "in this one"
+            )
+        return PoolLoopError(
+            f"the pool {name} was started in another event loop, which still runs: start a pool in each loop, or use "
+            "PySQLXEnginePoolSync"
+        )
+
+    async def wait_in_task(self, timeout: float, owner: int) -> ConnInfo:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
@@ -94,10 +133,11 @@ class PoolRuntime:
             else:
                 loop.call_soon_threadsafe(_set, future)
 
-        waiter = Waiter(wake)
+        waiter = Waiter(wake, owner)
         timer = loop.call_later(timeout, _set, future)
+        since = time.monotonic()
         try:
-            self._queue(waiter)
+            self._queue(waiter, since)
             await future
         except GeneratorExit:
             # The garbage collector closes a task that nobody ran to its end, perhaps from inside one of our locks.
@@ -108,29 +148,31 @@ class PoolRuntime:
             raise
         finally:
             timer.cancel()
-        return self._settle(waiter, timeout)
+        return self._settle(waiter, since, timeout)
 
-    def wait_in_thread(self, timeout: float) -> ConnInfo:
+    def wait_in_thread(self, timeout: float, owner: int) -> ConnInfo:
         gate = threading.Lock()
         gate.acquire()
-        waiter = Waiter(gate.release)
+        waiter = Waiter(gate.release, owner)
+        since = time.monotonic()
         try:
-            self._queue(waiter)
+            self._queue(waiter, since)
             gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
         except BaseException:
             self._leave(waiter)
             raise
         stay_if_leaving()
-        return self._settle(waiter, timeout)
+        return self._settle(waiter, since, timeout)
 
     def check_in(self, conn: ConnInfo) -> None:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
-        if engine._calls or engine._dirty or engine._failed or engine._raw is None:  # tainted is dirty too
-            background().spawn(self._clean(conn))
+        if engine._in_flight or engine._dirty or engine._failed or engine._raw is None or self._needs_cleaning:
+            background().spawn(self._clean(conn))  # tainted is dirty too
             return
-        conn.last_used = time.monotonic()
+        conn.last_used = now = time.monotonic()
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
+            self._counters.hold.observe(now - conn.checked_out_at)
             effects = self.core.check_in(conn)
         if effects is not None:
             self._perform(effects)
@@ -148,10 +190,10 @@ class PoolRuntime:
         if conn is not None:
             self.check_in(conn)
 
-    def _queue(self, waiter: Waiter) -> None:
+    def _queue(self, waiter: Waiter, now: float) -> None:
         with self._lock:
-            self._counters.requests_waited += 1
-            effects = self.core.wait(waiter)
+            self._counters.requests_waited += waiter.owner != OURSELVES
+            effects = self.core.wait(waiter, now)
         self._perform(effects)
 
     def _give_up(self, waiter: Waiter) -> ConnInfo | None:
@@ -161,17 +203,35 @@ class PoolRuntime:
             self._perform(effects)
         return conn
 
-    def _settle(self, waiter: Waiter, timeout: float) -> ConnInfo:
+    def _settle(self, waiter: Waiter, since: float, timeout: float) -> ConnInfo:
         """After the wait: a connection, an error, or neither, which means that time is up."""
         # Leaving the queue may still find a connection that was handed over in this very moment: then it is ours.
         conn = waiter.conn or self._give_up(waiter)
+        now = time.monotonic()
+        if waiter.owner != OURSELVES:
+            with self._lock:
+                self._counters.wait.observe(now - since)
+                self._counters.timeouts += conn is None and waiter.error is None
         if conn is not None:
+            conn.checked_out_at = now
             return conn
         if waiter.error is not None:
             # One error may be told to many: each gets a copy, or they would collect each other's tracebacks.
             raise copy.copy(waiter.error).with_traceback(None)
-        self._counters.timeouts += 1
-        raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}")
+        diagnosis = self._diagnosis(waiter.owner)
+        raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}{diagnosis}")
+
+    def _diagnosis(self, owner: int) -> str:
+        with self._lock:
+            if not self.core.waits_for_itself(owner):
+                return ""
+            held = len(self.core.in_use)
+        who = "thread" if self._threads else "task"
+        return (
+            f". This is a dead-lock: the {who} holds a connection of this pool while it waits for another"
+            + (f", as do all that hold one of the {held} in use" if held > 1 else "")
+            + f": use one connection for each {who}, or raise max_size above the number of {who}s that nest check-outs"
+        )
 
     # -- performing what the core decided -------------------------------------------------------------------------
 
@@ -191,6 +251,8 @@ class PoolRuntime:
                     background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
         for lease in effects.open:
             background().spawn(self._open(lease))
+        for conn in effects.test:
+            background().spawn(self._test(conn))
         for conn in effects.close:
             background().spawn(self._close(conn))
         budget = self._budget
@@ -209,71 +271,109 @@ class PoolRuntime:
             watcher.set()
 
     async def _open(self, lease: Lease) -> None:
-        face: Any = (PySQLXEngineSync if self._threads else PySQLXEngine)(self._uri.driver_uri)
-        engine: PySQLXEngine = face._engine if self._threads else face
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT):
-                session = await open_session(engine, self._uri)
+            conn = await self.upkeep.open(lease)
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease must not stay here
-            await engine.close()
-            self._counters.open_errors += 1
-            if not isinstance(error, ConnectError):
-                # There may be a session that we do not know: it could not tell us who it is.
-                await asyncio.sleep(UNCONFIRMED_CLOSE)
-            with self._lock:
-                effects = self.core.open_failed(lease, error, permanent=_is_permanent(error))
-            # Said once for each time the server is lost; what `start` cannot open it raises itself.
-            level = logging.WARNING if self._monitor is not None and not self._failures else logging.DEBUG
-            logger.log(level, "Pool: %s could not open a connection: %s", self.config.name, error)
-            first, most = BACKOFF
-            delay = min(most, first * 2**self._failures)
-            self._failures += 1
-            background().call_later(delay * random.uniform(0.8, 1.2), self._try_again)
-            self._perform(effects)
+            self._open_failed(lease, error)
             return
-        self._failures = 0
-        self._counters.opened += 1
-        self._names += 1
-        conn = ConnInfo(f"conn-{self._names}", lease, engine, face, session, time.monotonic())
+        self._failures, self._failing_since = 0, None
         if self._budget is not None:
-            self._budget.opened(lease, session)
+            self._budget.opened(lease, conn.session)
         with self._lock:
+            self._counters.opened += 1
+            self._counters.open.observe(conn.opened_at - started)
             effects = self.core.opened(conn)
             size = self.core.size
+            if self.core.server_limit is None:
+                self._refusals = 0
         logger.debug("Pool: New connection created: %s PoolSize: %d", conn, size)
         self._perform(effects)
 
+    def _open_failed(self, lease: Lease, error: Exception) -> None:
+        name, at_limit = self.config.name, isinstance(error, ConnectError) and error.at_server_limit
+        with self._lock:
+            self._counters.open_errors += 1
+            effects = self.core.open_failed(lease, error, permanent=_is_permanent(error), at_limit=at_limit)
+            limit = self.core.server_limit
+        # Said once for each time the server is lost; what `start` cannot open it raises itself.
+        level = logging.WARNING if self._monitor is not None and not self._failures else logging.DEBUG
+        if at_limit:
+            pause = _doubled(LIMIT_PAUSE, self._refusals)
+            level = logging.WARNING if not self._refusals else logging.DEBUG
+            logger.log(
+                level,
+                "Pool: %s: the server takes no more connections (%s); going on with %d",
+                name,
+                error,
+                limit,
+            )
+            self._refusals += 1
+            background().call_later(pause, self._lift_limit)
+        else:
+            logger.log(level, "Pool: %s could not open a connection: %s", name, error or repr(error))
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        if not self._retry_due:  # else another one, opened at the same time, has failed before
+            self._retry_due = True
+            background().call_later(_doubled(BACKOFF, self._failures), self._try_again)
+            self._failures += 1
+        if self._failing_since is not None and now - self._failing_since >= self.config.reconnect_timeout:
+            self._failing_since = None
+            background().spawn(self._reconnect_failed())
+        self._perform(effects)
+
+    async def _reconnect_failed(self) -> None:
+        hook, face = self.config.reconnect_failed, self.face and self.face()
+        if hook is not None and face is not None:
+            try:
+                await self.upkeep.call(hook, face)
+            except Exception as error:  # noqa: BLE001 - the user's code: whatever it is
+                logger.warning("Pool: %s: reconnect_failed failed: %r", self.config.name, error)
+
     def _try_again(self) -> None:
+        self._retry_due = False
         self._decide(self.core.try_again)
 
+    def _lift_limit(self) -> None:
+        self._decide(self.core.lift_limit)
+
+    async def _borrow(self, patience: float) -> ConnInfo:
+        """A connection for the pool's own use. Raises PoolTimeoutError, also at once when it may not wait."""
+        with self._lock:
+            conn = self.core.check_out(time.monotonic(), OURSELVES)
+        return conn or await self.wait_in_task(patience, OURSELVES)
+
+    async def _test(self, conn: ConnInfo) -> None:
+        alive = await self.upkeep.is_alive(conn)
+        if not alive:
+            self._counters.found_dead += 1
+        self._decide(self.core.tested, conn, time.monotonic(), alive=alive)
+
     async def _close(self, conn: ConnInfo) -> None:
-        if conn.engine._provider == "sqlite":
-            await _driver_is_done(conn.engine)
-        busy = conn.engine._calls > 0
-        await conn.engine.close()
-        logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, time.monotonic() - conn.opened_at)
-        await conn.session.closed_by_server(busy=busy)
-        self._counters.closed += 1
+        started = time.monotonic()
+        logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, started - conn.opened_at)
+        await self.upkeep.drop(conn)
+        with self._lock:
+            self._counters.closed += 1
+            self._counters.close.observe(time.monotonic() - started)
         self._decide(self.core.closed, conn)
 
     async def _clean(self, conn: ConnInfo) -> None:
-        """Make a used connection fit for the next one, or close it. Nothing carries over: not a running query, not an
-        open transaction."""
+        """What `check_in` does, after making the connection fit for the next one."""
         engine: PySQLXEngine = conn.engine
-        if engine._provider == "sqlite":
-            await _driver_is_done(engine)
-        reusable = not engine._calls and not engine._failed and not engine._tainted and engine._raw is not None
-        if reusable and engine._dirty:
-            try:
-                async with asyncio.timeout(CLEAN_TIMEOUT):
-                    await engine.rollback()
-            except PySQLXError as error:
-                # SQLite refuses a ROLLBACK when no transaction is open, which is what is wanted.
-                reusable = engine._provider == "sqlite" and "no transaction is active" in error.message
-            except TimeoutError:
-                reusable = False
-            engine._dirty = False
+        released = time.monotonic()
+        conn.holder = OURSELVES
+        rolled_back = engine._in_transaction
+        reusable = await self.upkeep.clean(conn)
+        conn.last_used = time.monotonic()
+        with self._lock:
+            self._counters.hold.observe(released - conn.checked_out_at)
+            self._counters.rolled_back += rolled_back
         self._decide(self.core.check_in, conn, reusable=reusable)
+        if engine._failed:
+            self._decide(self.core.doubt)
 
     # -- the budget's side ----------------------------------------------------------------------------------------
 
@@ -287,7 +387,8 @@ class PoolRuntime:
         self._decide(self.core.set_ceiling, ceiling)
 
     def resized(self, size: int) -> None:
-        self.core.budget_size = size
+        with self._lock:
+            self.core.budget_size = size
 
     def refused(self, error: BaseException) -> None:
         self._decide(self.core.fail_waiters, error)
@@ -298,25 +399,31 @@ class PoolRuntime:
 
     # -- start and stop -------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Attach to the budget, open towards `min_size`, start the monitor. Runs in the background loop."""
+    async def start(self, user_loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Attach to the budget, open towards `min_size`, start the monitor. Runs in the background loop; `user_loop` is
+        the one that an asyncio pool is used in."""
         config = self.config
+        if self.owner_loop is not None and self.owner_loop.is_closed():
+            await self._abandon()
         with self._lock:
             if self.core.state is State.FORKED:
                 raise self.core.refusal()
+            if calls_in_flight.left_behind:
+                raise PoolForkedError(FORKED_MESSAGE)
             if self._starting or self.core.state not in {State.NEW, State.CLOSED}:
                 logger.error("Pool: Attempted to start an already opened pool.")
                 raise PoolAlreadyStartedError(f"the pool {config.name} is already started")
             self._starting = True
         try:
-            if registry.draining():
+            if registry.stopping():
                 raise PoolClosedError("this process is shutting down: no pool can be started any more")
             logger.info("Pool: Starting the connection pool.")
+            self.owner_loop = self.upkeep.user_loop = user_loop
             await self._begin()
         finally:
             self._starting = False
         logger.info("Pool: Initialized with %d connections.", self.core.size)
-        self._monitor = asyncio.get_running_loop().create_task(self._run_monitor())
+        self._monitor = asyncio.get_running_loop().create_task(run_monitor(self, threads=self._threads))
         logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
         logger.info("Pool: Workers started.")
         registry.started_well()
@@ -330,14 +437,15 @@ class PoolRuntime:
                 f"the pool {config.name} cannot be started again: {self.core.held} of its former connections are not "
                 f"closed by the server after {config.conn_timeout:.1f} s"
             )
-        self.core = PoolCore(config.min_size, config.max_size)
+        self.core = self._new_core()
         self._counters = Counters()
-        self._failures = 0
+        self._failures = self._refusals = 0
+        self._uri = uri = await self.upkeep.begin()
         request = PoolRequest(
-            config.name, config.uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
+            config.name, uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
         )
         budget = budget_for(request)
-        self._uri = self._labelled(budget)
+        self.upkeep.label(budget.label(config.name))
         try:
             await budget.attach(self)
         except BaseException:
@@ -352,10 +460,11 @@ class PoolRuntime:
             registry.running.add(self)
             self._perform(effects)
             await self._warm_up()
+            self._compare_with_server()
             if self.core.state is not State.OPEN:
                 raise PoolClosedError(f"the pool {config.name} was closed while it started")
         except BaseException:
-            await self._finish()
+            await self._finish(START_FAILED_TIMEOUT)
             raise
 
     async def _warm_up(self) -> None:
@@ -375,6 +484,16 @@ class PoolRuntime:
         if error is not None and _is_permanent(error):
             raise error
 
+    def _compare_with_server(self) -> None:
+        """Warn of a budget that the server will not carry."""
+        limits = [conn.session.server_limit for conn in (*self.core.idle, *self.core.in_use)]
+        limit, size = next((limit for limit in limits if limit is not None), None), self.core.budget_size
+        if limit is not None and size > limit:
+            logger.warning(
+                "Pool: %s: max_size is %d, but the server takes at most %d connections from all its users: what is "
+                "asked for beyond that will wait", self.config.name, size, limit,
+            )  # fmt: skip
+
     async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until `condition` holds; False when `timeout` seconds pass before."""
         changed = asyncio.Event()
@@ -393,30 +512,30 @@ class PoolRuntime:
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Refuse check-outs, leave `timeout` seconds to connections in use, close everything, and wait until the server
         has let go. Runs in the background loop."""
-        if self.core.state not in {State.OPEN, State.DRAINING}:
+        if self.core.state not in {State.OPEN, State.STOPPING}:
             raise PoolAlreadyClosedError(f"the pool {self.config.name} is already closed")
         logger.info("Pool: Stopping the connection pool.")
-        self.drain()
+        self.refuse_check_outs()
         await self._until(lambda: not self.core.in_use, timeout)
         await self._finish()
         logger.info("Pool: All workers stopped and connections closed.")
 
-    def drain(self) -> None:
-        """No check-outs any more, from any thread."""
+    def refuse_check_outs(self) -> None:
+        """The first half of `stop`: no check-outs any more, from any thread."""
         with self._lock:
-            effects = self.core.drain() if self.core.state is State.OPEN else Effects()
+            effects = self.core.stop() if self.core.state is State.OPEN else Effects()
         self._perform(effects)
 
-    async def _finish(self) -> None:
+    async def _finish(self, timeout: float = CLOSE_TIMEOUT) -> None:
         self._decide(self.core.close)
         if self._monitor is not None:
             self._monitor.cancel()
             await asyncio.wait([self._monitor])
             self._monitor = None
-        if not await self._until(lambda: not self.core.held, CLOSE_TIMEOUT):
+        if not await self._until(lambda: not self.core.held, timeout):
             logger.warning(
                 "Pool: %s is closed, but the server has not let go of %d connections after %.0f s; they stay charged.",
-                self.config.name, self.core.held, CLOSE_TIMEOUT,
+                self.config.name, self.core.held, timeout,
             )  # fmt: skip
             return  # the last close gives the budget back: see _perform
 
@@ -431,7 +550,7 @@ class PoolRuntime:
         self._lock = threading.Lock()
         inherited, self.core = self.core, PoolCore(0, 0)
         self.core.state = State.FORKED
-        for conn in (*inherited.idle, *inherited.in_use, *inherited.closing):
+        for conn in (*inherited.idle, *inherited.in_use, *inherited.testing, *inherited.closing):
             # One reference too many, so that it is never dropped: the driver would say goodbye to the server, or wait
             # for its threads, which this process does not have.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(conn.engine._raw))
@@ -440,46 +559,93 @@ class PoolRuntime:
 
     def abandon(self) -> None:
         """Nobody will bring anything back any more (the pool was collected, its event loop is closed): close all."""
-        if self.core.state in {State.OPEN, State.DRAINING}:
+        if self.core.state in {State.OPEN, State.STOPPING}:
             # Not `spawn`: this may be the garbage collector's doing, anywhere.
             background().call_soon(lambda: background().spawn(self._abandon()))
+
+    def collected(self) -> None:
+        """The pool was garbage-collected."""
+        in_use = len(self.core.in_use)
+        if in_use and self.core.state in {State.OPEN, State.STOPPING}:
+            warnings.warn(
+                f"the pool {self.config.name} was collected while {in_use} of its connections were in use; they are "
+                "closed: keep the pool for as long as it is used, and check out by `with pool.connection() as conn:`",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            logger.warning("Pool: %s was collected while %d connections were in use.", self.config.name, in_use)
+        self.abandon()
 
     async def _abandon(self) -> None:
         if self.core.state is State.CLOSED:  # closing already: see it through
             await self._until(lambda: not self.core.held, CLOSE_TIMEOUT)
-        else:
+        elif self.core.state in {State.OPEN, State.STOPPING}:
             await self.stop(timeout=0)
 
-    # -- the monitor ----------------------------------------------------------------------------------------------
+    # -- changes while it runs ------------------------------------------------------------------------------------
 
-    async def _run_monitor(self) -> None:
-        how = ("thread", "") if self._threads else ("task", "Async -> ")
-        logger.debug("%sStarting %s: ConnectionMonitor", how[1], how[0])
-        logger.debug("%sRunning %s: ConnectionMonitor", how[1], how[0])
-        logger.info("Monitor: Started monitoring the pool.")
-        try:
-            while True:
-                await asyncio.sleep(self.config.check_interval)
-                if self.owner_loop is not None and self.owner_loop.is_closed():
-                    self.abandon()
-                    return
-                self._look_after()
-        finally:
-            logger.debug("Worker: Worker-1-ConnectionMonitor finishing.")
-            logger.info("Monitor: Stopped monitoring the pool.")
-            logger.debug("%sStopping %s: ConnectionMonitor", how[1], how[0])
+    def resize(self, min_size: int, max_size: int) -> None:
+        """Raises ValueError, TypeError, PoolClosedError, and PoolRefusedError where others share the budget."""
+        check_sizes(min_size, max_size)
+        budget = self._budget
+        if budget is None or self.core.state is not State.OPEN:
+            raise self.core.refusal()
+        if max_size != budget.size:
+            budget.resize(max_size)
+        self._decide(self.core.resize, min_size)
 
-    def _look_after(self) -> None:
-        """Retire what is too old, remove what is known to be dead, refill to `min_size`."""
-        too_old = time.monotonic() - self.config.keep_alive
+    async def replace_all(self) -> None:
+        """Replace every connection by a new one. Runs in the background loop; returns when those that were idle have
+        been replaced, those in use are when they come back."""
+        if self.core.state is not State.OPEN:
+            raise self.core.refusal()
         with self._lock:
-            idle = self.core.idle[: self.config.monitor_batch_size]
-            for conn in self.core.in_use:
-                conn.retire = conn.retire or conn.opened_at < too_old
+            idle = self.core.retire_all()
+        for conn in reversed(idle):  # one after the other: the rest still serve meanwhile
+            self._decide(self.core.discard_idle, conn)
+            await self._until(lambda conn=conn: self._replaced(conn), CLOSE_TIMEOUT)  # type: ignore[misc]
+
+    def _replaced(self, conn: ConnInfo) -> bool:
+        core = self.core
+        gone = conn not in core.closing
+        return core.state is not State.OPEN or (gone and not core.opening and (not core.warming or core.backing_off))
+
+    # -- the monitor's side ---------------------------------------------------------------------------------------
+
+    def look_after(self) -> None:
+        """Retire what is too old or was not needed for long, remove what is known to be dead, refill to `min_size`."""
+        config, now = self.config, time.monotonic()
+        with self._lock:
+            core = self.core
+            idle = core.idle[: config.monitor_batch_size]
+            for conn in core.in_use:
+                conn.retire = conn.retire or conn.expires_at < now
+            spare = core.size - core.min_size
         for conn in idle:
-            if conn.opened_at < too_old or not conn.engine.connected or not conn.engine.is_healthy():
+            unused = spare > 0 and conn.last_used < now - config.max_idle
+            dead = not conn.engine.connected or not conn.engine.is_healthy() or not conn.session.seems_alive()
+            if unused or dead or conn.retire or conn.expires_at < now:
+                spare -= 1
+                self._counters.found_dead += dead
                 self._decide(self.core.discard_idle, conn)
         self._decide(self.core.replenish)
+
+    def report_leaks(self) -> None:
+        """Tell, once for each check-out, who holds a connection for longer than `leak_threshold`."""
+        threshold = self.config.leak_threshold
+        if threshold is None:
+            return
+        now = time.monotonic()
+        with self._lock:
+            leaks = [conn for conn in self.core.in_use if conn.stack and now - conn.checked_out_at >= threshold]
+            reports = [(conn, conn.stack) for conn in leaks]
+            for conn in leaks:
+                conn.stack = None
+        for conn, stack in reports:
+            logger.warning(
+                "Pool: %s: %s has been in use for %.1f s (leak_threshold is %.1f s); it was checked out here:\n%s",
+                self.config.name, conn, now - conn.checked_out_at, threshold, "".join(stack.format()),
+            )  # fmt: skip
 
     # -- what it says about itself --------------------------------------------------------------------------------
 
@@ -497,8 +663,10 @@ class PoolRuntime:
     def describe(self) -> str:
         core = self.core
         budget = self._budget.describe() if self._budget is not None else "no budget yet"
+        passing = {"testing": len(core.testing), "opening": len(core.opening), "closing": len(core.closing)}
+        rest = "".join(f", {count} {what}" for what, count in passing.items() if count)
         text = (
-            f"{budget} ({core.held} here: {len(core.in_use)} in use, {len(core.idle)} idle), "
+            f"{budget} ({core.held} here: {len(core.in_use)} in use, {len(core.idle)} idle{rest}), "
             f"{len(core.waiters)} waiting here"
         )
         return (
@@ -506,11 +674,11 @@ class PoolRuntime:
         )
 
     def stats(self) -> PoolStats:
-        config, core, counters = self.config, self.core, self._counters
+        core, counters = self.core, self._counters
         with self._lock:
             return PoolStats(
-                name=config.name,
-                database=config.uri.identity or config.uri.masked,
+                name=self.config.name,
+                database=self.database,
                 state=core.state.value,
                 min_size=core.min_size,
                 max_size=core.budget_size,
@@ -527,17 +695,21 @@ class PoolRuntime:
                 opened=counters.opened,
                 open_errors=counters.open_errors,
                 closed=counters.closed,
+                found_dead=counters.found_dead,
+                rolled_back=counters.rolled_back,
+                # Who found an idle connection did not wait, and was not measured.
+                wait=counters.wait.snapshot(zeros=max(0, counters.requests - counters.requests_waited)),
+                hold=counters.hold.snapshot(),
+                open=counters.open.snapshot(),
+                close=counters.close.snapshot(),
             )
 
-    def _labelled(self, budget: Budget) -> DatabaseURI:
-        """The URI to connect with: labelled for whoever looks at the server, and one session a connection."""
-        if self._uri.provider == "postgresql":
-            return with_option(self.config.uri, "application_name", budget.label(self.config.name))
-        if self._uri.provider == "mysql" and "socket=" not in self.config.uri.driver_uri.partition("?")[2]:
-            # The driver's default is to connect by TCP, ask for the Unix socket, and connect again: two sessions at
-            # once for every connection, which no budget can allow.
-            return with_option(self.config.uri, "prefer_socket", "false")
-        return self.config.uri
+    @property
+    def database(self) -> str:
+        """What may be shown of the URI."""
+        if self._uri is None:
+            return "(named by a function when the pool starts)"
+        return self._uri.identity or self._uri.masked
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
@@ -560,12 +732,12 @@ def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-async def _driver_is_done(engine: PySQLXEngine) -> None:
-    """Wait for calls that were cancelled, or that somebody else still makes. A server can be told that its client is
-    gone, and tells when it is done; the driver's threads that work on an SQLite file can only be waited for."""
-    while engine._calls:
-        await engine._finish_calls()
-        await asyncio.sleep(0.01)
+def _doubled(bounds: tuple[float, float], times: int) -> float:
+    """The first of `bounds` doubled so many times, at most the second, with jitter: many processes that have lost one
+    server do not come back to it all at once."""
+    first, most = bounds
+    delay: float = min(most, first * 2 ** min(times, 30))
+    return delay * random.uniform(0.8, 1.2)
 
 
 def _is_permanent(error: BaseException | None) -> bool:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..engine.connection import PySQLXEngineSync
+from .config import check_timeout
 from .core import ConnInfo
 from .face import PoolFace
+from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, call_in_background, logger
 
+_ConnHook = Callable[[PySQLXEngineSync], object]
+_PoolHook = Callable[[Any], object]
+_UriHook = Callable[[], str]
 
-class PySQLXEnginePoolSync(PoolFace):
+
+class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
     """A pool of connections for threads. Parameters and behaviour are those of `PySQLXEnginePool`; a query never holds
-    the interpreter lock while it waits for the server."""
+    the interpreter lock while it waits for the server. The functions that it takes run in threads of their own."""
 
     _threads = True
 
@@ -26,9 +35,15 @@ class PySQLXEnginePoolSync(PoolFace):
         """See `PySQLXEnginePool.stop`."""
         call_in_background(self._runtime.stop(timeout))
 
-    def connection(self) -> Checkout:
+    def drain(self) -> None:
+        """See `PySQLXEnginePool.drain`."""
+        call_in_background(self._runtime.replace_all())
+
+    def connection(self, timeout: float | None = None) -> Checkout:
         """`with pool.connection() as conn:`, see `PySQLXEnginePool.connection`."""
-        return Checkout(self)
+        if timeout is not None:
+            check_timeout(timeout)
+        return Checkout(self, timeout)
 
     def __enter__(self) -> Self:
         self.start()
@@ -44,9 +59,10 @@ class PySQLXEnginePoolSync(PoolFace):
 class Checkout:
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_entered", "_pool")
+    __slots__ = ("_conn", "_entered", "_pool", "_timeout")
 
-    def __init__(self, pool: PySQLXEnginePoolSync) -> None:
+    def __init__(self, pool: PySQLXEnginePoolSync, timeout: float | None) -> None:
+        self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
         self._entered = False
@@ -57,10 +73,14 @@ class Checkout:
         self._entered = True
         runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
-        conn = runtime.try_check_out()
+        holder = threading.get_ident()
+        conn = runtime.try_check_out(holder)
         if conn is None:
-            conn = runtime.wait_in_thread(runtime.config.conn_timeout)
+            timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
+            conn = runtime.wait_in_thread(timeout, holder)
         self._conn = conn
+        if runtime.traces_stacks:
+            conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
             runtime.trace_retrieved(conn, traced)
         face: PySQLXEngineSync = conn.face

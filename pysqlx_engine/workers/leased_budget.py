@@ -130,6 +130,12 @@ class LeasedBudget:
         self._report_due = False
         self._link.demand_changed(self)
 
+    def resize(self, size: int) -> None:
+        raise PoolRefusedError(
+            f"the budget of {self._size} connections belongs to every process of the run: one pool cannot resize it to "
+            f"{size}"
+        )
+
     def opened(self, lease: Lease, session: ServerSession) -> None:
         held = HeldLease(lease, session.server_id, session.address, session.liveness_checked)
         with self._link.lock:

@@ -211,7 +211,7 @@ class _Worker:
 
     def _drain(self) -> None:
         self.draining = True
-        registry.drain()
+        registry.refuse_check_outs()
 
     def _say(self, message: Message) -> None:
         with contextlib.suppress(OSError):

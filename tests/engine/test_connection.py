@@ -220,6 +220,22 @@ async def test_a_cancelled_query_stays_counted_and_an_ended_one_does_not(postgre
         assert conn._calls == 1
 
 
+async def test_an_error_that_is_kept_does_not_keep_the_connection_open(database: Database) -> None:
+    conn = PySQLXEngine(database.uri)
+    await conn.connect()
+    kept: list[BaseException] = []
+    for failing in (conn.query("SELECT nothing"), conn.execute("NOTHING"), conn.raw_cmd("NOTHING")):
+        try:
+            await failing
+        except (QueryError, ExecuteError, RawCmdError) as error:
+            kept.append(error)
+    await conn.close()
+    with database.sampler() as sample:
+        while sample():
+            await asyncio.sleep(0.005)
+    assert len(kept) == 3
+
+
 def test_a_session_ended_by_the_server_is_noticed(face: Callable[[str], Face], postgres: PostgresServer) -> None:
     conn = face(postgres.uri())
     conn.connect()

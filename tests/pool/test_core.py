@@ -7,14 +7,15 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pysqlx_engine.engine.session import ServerSession
-from pysqlx_engine.errors import PoolClosedError
+from pysqlx_engine.errors import PoolClosedError, PoolQueueFullError
 from pysqlx_engine.pool.core import MAX_OPENING, ConnInfo, Effects, PoolCore, State, Waiter
 
 BUDGET = 6
+MAX_WAITING = 8
 
 
-def connection(lease: int) -> ConnInfo:
-    return ConnInfo(f"conn-{lease}", lease, None, None, ServerSession(None, None), 0.0)
+def connection(lease: int, now: float = 0.0) -> ConnInfo:
+    return ConnInfo(f"conn-{lease}", lease, None, None, ServerSession(None, None), now)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -22,10 +23,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = PoolCore(min_size=2, budget_size=BUDGET)
+        self.now = 0.0
+        self.core = PoolCore(min_size=2, budget_size=BUDGET, check_after=1.0, max_waiting=MAX_WAITING)
         self.free = list(range(BUDGET))
         self.to_open: list[int] = []
         self.to_close: list[ConnInfo] = []
+        self.to_test: list[ConnInfo] = []
         self.users: list[ConnInfo] = []
         self.queue: list[Waiter] = []
         """Those that wait, in order of arrival."""
@@ -42,6 +45,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.users.append(waiter.conn)
         self.to_open += effects.open
         self.to_close += effects.close
+        self.to_test += effects.test
         self.free += effects.give_back
         if effects.tell:
             self.told = True
@@ -50,15 +54,30 @@ class PoolMachine(RuleBasedStateMachine):
     def check_out(self) -> None:
         if self.core.state is not State.OPEN:
             with pytest.raises(PoolClosedError):
-                self.core.check_out()
+                self.core.check_out(self.now, 1)
             return
-        conn = self.core.check_out()
+        conn = self.core.check_out(self.now, 1)
         if conn is not None:
+            assert self.now - conn.last_used <= self.core.check_after, "handed out without a test"
             self.users.append(conn)
             return
         waiter = Waiter(lambda: None)
+        if len(self.queue) == MAX_WAITING:
+            with pytest.raises(PoolQueueFullError):
+                self.core.wait(waiter, self.now)
+            return
         self.queue.append(waiter)
-        self.perform(self.core.wait(waiter))
+        self.perform(self.core.wait(waiter, self.now))
+
+    @rule(seconds=st.sampled_from([0.3, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.to_test)
+    @rule(data=st.data(), alive=st.booleans())
+    def test_ends(self, data: st.DataObject, alive: bool) -> None:
+        conn = self.to_test.pop(data.draw(st.integers(0, len(self.to_test) - 1)))
+        self.perform(self.core.tested(conn, self.now, alive=alive))
 
     @precondition(lambda self: self.queue)
     @rule(data=st.data())
@@ -73,16 +92,34 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), reusable=st.booleans())
     def check_in(self, data: st.DataObject, reusable: bool) -> None:
         conn = self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))
+        conn.last_used = self.now
         self.perform(self.core.check_in(conn, reusable=reusable))
 
     @precondition(lambda self: self.to_open)
-    @rule(data=st.data(), ending=st.sampled_from(["ok", "error", "permanent"]))
+    @rule(data=st.data(), ending=st.sampled_from(["ok", "error", "permanent", "at limit"]))
     def open_ends(self, data: st.DataObject, ending: str) -> None:
         lease = self.to_open.pop(data.draw(st.integers(0, len(self.to_open) - 1)))
         if ending == "ok":
-            self.perform(self.core.opened(connection(lease)))
+            self.perform(self.core.opened(connection(lease, self.now)))
         else:
-            self.perform(self.core.open_failed(lease, OSError("no server"), permanent=ending == "permanent"))
+            permanent, at_limit = ending == "permanent", ending == "at limit"
+            self.perform(self.core.open_failed(lease, OSError("no server"), permanent=permanent, at_limit=at_limit))
+
+    @rule()
+    def lift_limit(self) -> None:
+        self.perform(self.core.lift_limit())
+
+    @rule()
+    def doubt(self) -> None:
+        self.perform(self.core.doubt())
+
+    @rule(min_size=st.integers(0, BUDGET))
+    def resize(self, min_size: int) -> None:
+        self.perform(self.core.resize(min_size))
+
+    @rule()
+    def retire_all(self) -> None:
+        assert self.core.retire_all() == self.core.idle
 
     @rule()
     def try_again(self) -> None:
@@ -121,32 +158,35 @@ class PoolMachine(RuleBasedStateMachine):
     def stop(self, by_force: bool, really: int) -> None:
         if really:  # now and then only, or nothing else would be tried
             return
-        self.perform(self.core.close() if by_force else self.core.drain())
+        self.perform(self.core.close() if by_force else self.core.stop())
 
     @invariant()
     def every_lease_is_somewhere(self) -> None:
         core = self.core
         assert core.held + len(self.free) == BUDGET
         leases = [*core.spare, *core.opening, *self.free]
-        leases += [conn.lease for conn in (*core.idle, *core.in_use, *core.closing)]
+        leases += [conn.lease for conn in (*core.idle, *core.in_use, *core.testing, *core.closing)]
         assert sorted(leases) == list(range(BUDGET))
 
     @invariant()
     def what_is_open_is_where_the_core_says(self) -> None:
         assert set(self.to_open) == self.core.opening
         assert set(self.to_close) == self.core.closing
+        assert set(self.to_test) == self.core.testing
         assert len(self.core.opening) <= MAX_OPENING
 
     @invariant()
     def nobody_waits_beside_an_idle_connection(self) -> None:
         assert list(self.core.waiters) == self.queue
-        assert not (self.core.waiters and self.core.idle)
+        # What is idle now has to be tested first, and as many are being tested as are waited for.
+        assert not (self.core.idle and len(self.core.testing) < len(self.core.waiters))
 
     @invariant()
     def nobody_waits_without_something_on_its_way(self) -> None:
-        """Somebody uses a connection, one is being opened or closed, or the budget knows that one is wanted."""
+        """Somebody uses a connection, one is being tested, opened or closed, or the budget knows that one is wanted."""
         core = self.core
-        if core.waiters and not core.backing_off and not core.in_use and not core.opening and not core.closing:
+        busy = core.in_use or core.testing or core.opening or core.closing
+        if core.waiters and not core.backing_off and not busy:
             assert self.told or core._told.want > 0 or core.ceiling is not None
 
     def teardown(self) -> None:
@@ -155,6 +195,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.users.clear()
         while self.to_open:
             self.perform(self.core.opened(connection(self.to_open.pop())))
+        while self.to_test:
+            self.perform(self.core.tested(self.to_test.pop(), self.now, alive=True))
         while self.to_close:
             self.perform(self.core.closed(self.to_close.pop()))
         assert sorted(self.free) == list(range(BUDGET))

@@ -12,9 +12,9 @@ from tests.servers import Database
 
 # Nothing is tested in the test process itself: it has threads, and a fork would take their locks along.
 SCRIPT = """
-import os, sys, time
-from pysqlx_engine import PySQLXEnginePoolSync
-from pysqlx_engine.errors import PoolForkedError
+import asyncio, os, sys, time
+from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
+from pysqlx_engine.errors import ConnectError, PoolForkedError
 
 uri, how = sys.argv[1:3]
 pool = PySQLXEnginePoolSync(uri, min_size=2, max_size=2)
@@ -35,6 +35,19 @@ if child == 0:
                 print("child", "spawn" in str(error), flush=True)
     elif how == "collected":
         del pool
+    elif how == "another":
+        for attempt in (PySQLXEnginePoolSync(uri).start, PySQLXEngineSync(uri).connect):
+            try:
+                attempt()
+            except (PoolForkedError, ConnectError) as error:
+                print("child", type(error).__name__, "spawn" in str(error), flush=True)
+    elif how == "asyncio":
+        async def use():
+            try:
+                await PySQLXEnginePool(uri).start()
+            except PoolForkedError as error:
+                print("child", "spawn" in str(error), flush=True)
+        asyncio.run(use())
     sys.exit(0)
 _, status = os.waitpid(child, 0)
 print("parent", os.waitstatus_to_exitcode(status), flush=True)
@@ -51,6 +64,8 @@ EXPECTED = {
     "used": ["child True", "child True", "parent 0"],
     "collected": ["parent 0"],
     "ended": ["parent 0"],
+    "another": ["child PoolForkedError True", "child ConnectError True", "parent 0"],
+    "asyncio": ["child True", "parent 0"],
 }
 
 

@@ -166,7 +166,7 @@ def test_a_pool_is_not_stopped_from_its_own_thread(sqlite_uri: str) -> None:
 async def test_a_pool_that_is_closing_refuses_and_a_drained_process_starts_none(sqlite_uri: str) -> None:
     pool = PySQLXEnginePool(sqlite_uri, min_size=1)
     await pool.start()
-    pool._runtime.drain()
+    pool._runtime.refuse_check_outs()
     with pytest.raises(PoolClosedError, match="closing"):
         async with pool.connection():
             pass

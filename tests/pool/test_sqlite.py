@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
-from pysqlx_engine import PySQLXEnginePool
+import pytest
+
+from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
+from pysqlx_engine.errors import SettingsError
 from tests.servers import Database
 
 
@@ -26,3 +31,78 @@ async def test_a_lease_comes_back_only_when_sqlite_has_closed_its_descriptor(sql
             while pool.stats().closing:
                 await asyncio.sleep(0.001)
             assert (sample(), pool.stats().held) == (1, 1)
+
+
+@pytest.mark.parametrize(("setting", "mode"), [(None, "delete"), ("false", "delete"), ("true", "wal")])
+async def test_wal_is_had_by_a_setting(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, setting: str | None, mode: str
+) -> None:
+    if setting is not None:
+        monkeypatch.setenv("PYSQLX_SQLITE_WAL", setting)
+    with sqlite_db.sampler() as sample:
+        async with PySQLXEnginePool(sqlite_db.uri, min_size=3, max_size=3) as pool, pool.connection() as conn:
+            assert await conn.query_as_dict("PRAGMA journal_mode") == [{"journal_mode": mode}]
+            assert sample() == 3
+        assert sample() == 0
+
+
+def test_a_wal_setting_that_is_no_switch_is_refused(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSQLX_SQLITE_WAL", "perhaps")
+    with pytest.raises(SettingsError, match="PYSQLX_SQLITE_WAL=perhaps"):
+        PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1)
+
+
+async def test_in_wal_mode_readers_do_not_wait_for_the_writer(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYSQLX_SQLITE_WAL", "true")
+    async with PySQLXEnginePool(sqlite_db.uri, min_size=2, max_size=2) as pool:
+        async with pool.connection() as writer, pool.connection() as reader:
+            await writer.execute("CREATE TABLE t (a INTEGER)")
+            await writer.raw_cmd("BEGIN IMMEDIATE")
+            await writer.execute("INSERT INTO t VALUES (1)")
+            assert await reader.query_as_dict("SELECT a FROM t") == []
+            await writer.commit()
+            assert await reader.query_as_dict("SELECT a FROM t") == [{"a": 1}]
+
+
+def test_busy_writers_wait_without_freezing_other_threads(sqlite_db: Database) -> None:
+    """SQLite makes a second writer wait in the driver; the interpreter goes on meanwhile."""
+    writers, hold = 4, 0.15
+    gaps: list[float] = []
+    ended = threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not ended.is_set():
+            time.sleep(0.002)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    with PySQLXEnginePoolSync(sqlite_db.uri, min_size=writers, max_size=writers) as pool:
+        with pool.connection() as conn:
+            conn.execute("CREATE TABLE t (a INTEGER)")
+
+        def write() -> None:
+            with pool.connection() as conn:
+                conn.raw_cmd("BEGIN IMMEDIATE")
+                conn.execute("INSERT INTO t VALUES (1)")
+                time.sleep(hold)
+                conn.commit()
+
+        ticker = threading.Thread(target=tick)
+        ticker.start()
+        started = time.monotonic()
+        threads = [threading.Thread(target=write) for _ in range(writers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        elapsed = time.monotonic() - started
+        ended.set()
+        ticker.join()
+        with pool.connection() as conn:
+            assert conn.query_as_dict("SELECT count(*) AS n FROM t") == [{"n": writers}]
+    assert elapsed >= writers * hold, "one writer at a time"
+    assert max(gaps) < hold, "a frozen thread would have stood still for as long as a writer holds the lock"

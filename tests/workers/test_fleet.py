@@ -34,7 +34,8 @@ class Process:
         self.changed = False
         self.timers: list[Callable[[], None]] = []
         self.epoch: int | None = None
-        self.core = PoolCore(min_size, fleet.size)
+        self.core = PoolCore(min_size, fleet.size, check_after=0.05)
+        self.to_test: list[ConnInfo] = []
         self.to_open: list[Lease] = []
         self.to_close: list[ConnInfo] = []
         self.users: list[ConnInfo] = []
@@ -80,6 +81,7 @@ class Process:
             self.fleet.served += 1
         self.to_open += effects.open
         self.to_close += effects.close
+        self.to_test += effects.test
         if effects.give_back:
             self.budget.give_back(effects.give_back)
         if effects.tell:
@@ -105,14 +107,14 @@ class Process:
     # what can happen here
 
     def arrive(self) -> None:
-        conn = self.core.check_out()
+        conn = self.core.check_out(self.fleet.ledger.now, 1)
         if conn is not None:
             self.users.append(conn)
             self.fleet.served += 1
         else:
             waiter = Waiter(lambda: None)
             self.waiters.append(waiter)
-            self.perform(self.core.wait(waiter))
+            self.perform(self.core.wait(waiter, self.fleet.ledger.now))
 
     def give_up(self) -> None:
         waiter = self.waiters.pop(self.fleet.random.randrange(len(self.waiters)))
@@ -122,6 +124,10 @@ class Process:
         conn = self.users.pop(self.fleet.random.randrange(len(self.users)))
         conn.last_used = self.fleet.ledger.now
         self.perform(self.core.check_in(conn, reusable=not broken))
+
+    def test_ends(self, *, dead: bool = False) -> None:
+        conn = self.to_test.pop(self.fleet.random.randrange(len(self.to_test)))
+        self.perform(self.core.tested(conn, self.fleet.ledger.now, alive=not dead))
 
     def open_ends(self, *, failed: bool = False) -> None:
         lease = self.to_open.pop(0)
@@ -205,7 +211,8 @@ class Fleet:
     def kill(self, process: Process) -> None:
         del self.processes[process.name]
         del self.inbox[process.name]
-        for lease in [*process.to_open, *(conn.lease for conn in (*process.core.idle, *process.core.in_use))]:
+        open_ = (*process.core.idle, *process.core.in_use, *process.core.testing)
+        for lease in [*process.to_open, *(conn.lease for conn in open_)]:
             self.ghosts[lease] = True
         for conn in process.to_close:
             self.ghosts[conn.lease] = True
@@ -256,6 +263,8 @@ class Fleet:
             actions += [process.give_up] * bool(process.waiters)
             if self.random.random() < 0.1 and process.users:
                 actions.append(lambda process=process: process.check_in(broken=True))  # type: ignore[misc]
+            if self.random.random() < 0.1 and process.to_test:
+                actions.append(lambda process=process: process.test_ends(dead=True))  # type: ignore[misc]
             if self.random.random() < 0.1 and process.to_open:
                 actions.append(lambda process=process: process.open_ends(failed=True))  # type: ignore[misc]
         actions += self.work()
@@ -265,6 +274,8 @@ class Fleet:
             actions = [lambda: self.kill(self.random.choice(list(self.processes.values())))]
         elif self.random.random() < 0.01 and len(self.processes) < 6:
             actions = [self.spawn]
+        elif self.random.random() < 0.05:
+            actions = [self.time_passes]
         self.random.choice(actions)()
         self.check()
 
@@ -274,6 +285,7 @@ class Fleet:
         for name, process in self.processes.items():
             actions += [process.open_ends] * bool(process.to_open)
             actions += [process.close_ends] * bool(process.to_close)
+            actions += [process.test_ends] * bool(process.to_test)
             actions += [process.send] * (2 * bool(process.outgoing or process.changed))
             actions += [process.receive] * (2 * bool(process.incoming))
             if process.timers:
@@ -304,7 +316,8 @@ class Fleet:
             assert set(process.budget._leases) == {
                 *process.core.spare,
                 *process.core.opening,
-                *(conn.lease for conn in (*process.core.idle, *process.core.in_use, *process.core.closing)),
+                *(conn.lease for conn in (*process.core.idle, *process.core.in_use, *process.core.testing)),
+                *(conn.lease for conn in process.core.closing),
             }
 
     def settle(self) -> None:

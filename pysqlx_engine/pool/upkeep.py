@@ -1,0 +1,291 @@
+"""What is done to one connection of a pool: open it, test it, clean it for the next user, close it.
+
+All of it runs in the background loop, on a connection that no user has; what the outcome means for the pool is the
+core's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from ..engine.connection import PySQLXEngine, PySQLXEngineSync
+from ..engine.session import UNCONFIRMED_CLOSE, open_session
+from ..engine.uri import DatabaseURI, parse_uri, with_option
+from ..errors import ConnectError, PoolError, PoolTimeoutError, PySQLXError, RawCmdError
+from .budget import Lease
+from .config import PoolConfig
+from .core import ConnInfo
+from .hooks import call_hook
+
+logger = logging.getLogger("pysqlx_engine")
+
+OPEN_TIMEOUT = 75.0
+"""Seconds after which an attempt to connect is given up: more than the driver's connect_timeout (5 s) and the wait for
+a server that is still at work on a login (60 s). A server that accepts and then says nothing must not block the way
+for ever."""
+TEST_TIMEOUT = 2.0
+"""Seconds that a connection that was idle has to answer before it counts as dead."""
+CLEAN_TIMEOUT = 15.0
+"""Seconds that the ROLLBACK of an open transaction may take at check-in, before the connection is closed instead."""
+FINISH_GRACE = 0.01
+"""Seconds that a cancelled query has to end by itself before the server is told to stop it."""
+CANCEL_TIMEOUT = 1.0
+"""Seconds that telling the server to stop a query may take, and again that the query may take to end, before the
+connection is closed instead."""
+AS_LONG_AS_IT_TAKES = 30 * 86_400.0
+KEEP_ALIVE_JITTER = 0.05
+"""Share of `keep_alive` by which connections are replaced earlier, each by another part of it: those that were opened
+together are not replaced together."""
+
+_CANCEL = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
+
+Borrow = Callable[[float], Awaitable[ConnInfo]]
+"""Another connection of the pool, within so many seconds."""
+
+
+class Upkeep:
+    """`borrow` and `give_back` are how it gets at another connection of the pool, to have a query stopped."""
+
+    def __init__(
+        self, config: PoolConfig, *, threads: bool, borrow: Borrow, give_back: Callable[[ConnInfo], None]
+    ) -> None:
+        self._config = config
+        self._threads = threads
+        self._borrow = borrow
+        self._give_back = give_back
+        self._names = 0
+        self._label = ""
+        self._uri: DatabaseURI | None = None
+        self.user_loop: asyncio.AbstractEventLoop | None = None
+        """Where an asyncio pool's hooks run."""
+
+    # -- the URI --------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> DatabaseURI:
+        """Learn which database it is. Raises ConnectError for a URI that no driver takes."""
+        self._uri = await self._current_uri()
+        return self._uri
+
+    def label(self, label: str) -> None:
+        """What the server's list of sessions shows from now on."""
+        self._label = label
+
+    async def _current_uri(self) -> DatabaseURI:
+        uri = self._config.uri
+        return uri if isinstance(uri, DatabaseURI) else parse_uri(await self.call(uri))
+
+    async def _uri_to_open(self) -> DatabaseURI:
+        assert self._uri is not None
+        uri = self._uri if isinstance(self._config.uri, DatabaseURI) else await self._current_uri()
+        if uri.identity != self._uri.identity:
+            raise PoolError(
+                f"the uri function of the pool {self._config.name} named {self._uri.masked} first and names "
+                f"{uri.masked} now: a pool has one database"
+            )
+        if uri.provider == "postgresql":
+            return with_option(uri, "application_name", self._label)
+        if uri.provider == "mysql" and "socket=" not in uri.driver_uri.partition("?")[2]:
+            # The driver's default is to connect by TCP, ask for the Unix socket, and connect again: two sessions at
+            # once for every connection, which no budget can allow.
+            return with_option(uri, "prefer_socket", "false")
+        return uri
+
+    # -- open and close -------------------------------------------------------------------------------------------
+
+    async def open(self, lease: Lease) -> ConnInfo:
+        """A new connection, configured. Whatever it raises: no session is left on the server, as far as that can be
+        seen."""
+        face: Any = None
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                uri = await self._uri_to_open()
+                face = (PySQLXEngineSync if self._threads else PySQLXEngine)(uri.driver_uri)
+                engine: PySQLXEngine = face._engine if self._threads else face
+                session = await open_session(engine, uri)
+        except Exception as error:
+            if face is not None:
+                await (face._engine if self._threads else face).close()
+                if not isinstance(error, ConnectError):
+                    # There may be a session that we do not know: it could not tell us who it is.
+                    await asyncio.sleep(UNCONFIRMED_CLOSE)
+            raise
+        now = time.monotonic()
+        self._names += 1
+        lifetime = self._config.keep_alive * random.uniform(1 - KEEP_ALIVE_JITTER, 1)
+        conn = ConnInfo(f"conn-{self._names}", lease, engine, face, session, now, now + lifetime)
+        try:
+            if self._config.sqlite_wal and engine._provider == "sqlite":
+                await engine.query_as_dict("PRAGMA journal_mode = WAL")
+            if self._config.configure is not None:
+                await self.call(self._config.configure, face)
+                await self._end_transaction(conn)
+        except Exception:
+            await self.drop(conn)
+            raise
+        return conn
+
+    async def drop(self, conn: ConnInfo) -> None:
+        """Close `conn`; returns when the server has let go of it, as far as that can be seen."""
+        if conn.engine._provider == "sqlite":
+            await _driver_is_done(conn.engine)
+        busy = conn.engine._calls > 0
+        await conn.engine.close()
+        await conn.session.closed_by_server(busy=busy)
+        conn.engine._forget_calls()
+
+    # -- test -----------------------------------------------------------------------------------------------------
+
+    async def is_alive(self, conn: ConnInfo) -> bool:
+        """Ask the server, or the user's `check`, whether an idle connection can be used."""
+        engine: PySQLXEngine = conn.engine
+        try:
+            if not engine.is_healthy() or not conn.session.seems_alive():
+                return False
+            if self._config.check is not None:
+                await self.call(self._config.check, conn.face)
+                return await self._end_transaction(conn)
+            if engine._provider != "sqlite":  # its file cannot go away under an open descriptor
+                async with asyncio.timeout(TEST_TIMEOUT):
+                    await self._round_trip(engine)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this connection is of no use
+            logger.debug("Pool: %s is not alive: %s", conn, error or repr(error))
+            return False
+        return not engine._calls
+
+    # -- clean ----------------------------------------------------------------------------------------------------
+
+    async def clean(self, conn: ConnInfo) -> bool:
+        """Make a used connection fit for the next user: no running query, no open transaction, and whatever `reset`
+        does. False when it has to be closed instead."""
+        engine: PySQLXEngine = conn.engine
+        if engine._in_transaction and not engine._failed:
+            self._warn_of_open_transaction(conn)
+        if engine._provider == "sqlite":
+            await _driver_is_done(engine)
+        elif engine._calls and not await self._stop_query(conn):
+            return False
+        if engine._calls or engine._failed or engine._tainted or engine._raw is None:
+            return False
+        if not await self._end_transaction(conn):
+            return False
+        if self._config.reset is not None:
+            try:
+                await self.call(self._config.reset, conn.face)
+            except Exception as error:  # noqa: BLE001 - the user's code: whatever it is
+                logger.warning("Pool: %s: reset failed on %s, which is closed: %r", self._config.name, conn, error)
+                return False
+            return not engine._failed and not engine._tainted and await self._end_transaction(conn)
+        return True
+
+    def _warn_of_open_transaction(self, conn: ConnInfo) -> None:
+        where = (
+            f"it was checked out here:\n{''.join(conn.stack.format())}"
+            if conn.stack is not None
+            else "to see where connections are checked out, give the pool a leak_threshold"
+        )
+        logger.warning(
+            "Pool: %s: %s came back with an open transaction, which is rolled back: commit before the end of the with "
+            "block; %s", self._config.name, conn, where,
+        )  # fmt: skip
+
+    async def _end_transaction(self, conn: ConnInfo) -> bool:
+        """Roll back what may be open. False when that did not work."""
+        engine: PySQLXEngine = conn.engine
+        if not engine._dirty:
+            return not engine._calls
+        try:
+            async with asyncio.timeout(CLEAN_TIMEOUT):
+                await engine.rollback()
+        except PySQLXError as error:
+            # SQLite refuses a ROLLBACK when no transaction is open, which is what is wanted.
+            if engine._provider != "sqlite" or "no transaction is active" not in error.message:
+                return False
+            engine._transaction_ended()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _stop_query(self, conn: ConnInfo) -> bool:
+        """A query that nobody waits for any more is still running: have it end. False when that did not work."""
+        engine: PySQLXEngine = conn.engine
+        try:
+            if await _ends_within(FINISH_GRACE, engine):
+                return True
+            if conn.session.liveness_checked:
+                # Such a server is as quickly told by closing the connection: nothing to wait for.
+                async with asyncio.timeout(CANCEL_TIMEOUT):
+                    await self._tell_server_to_stop(conn, 0.0)
+            else:
+                # Any other server would go on to the end of the query, whoever closes what.
+                await _first_of(self._tell_server_to_stop(conn, AS_LONG_AS_IT_TAKES), _driver_is_done(engine))
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                await _driver_is_done(engine)
+                # What was told may arrive when the query has ended, and hit the next one: let that be one of ours.
+                # Twice: if it hits the first, the second goes through.
+                with contextlib.suppress(RawCmdError):
+                    await self._round_trip(engine)
+                    return True
+                await self._round_trip(engine)
+                return True
+        except (TimeoutError, PySQLXError, PoolError):
+            return False
+
+    async def _round_trip(self, engine: PySQLXEngine) -> None:
+        """Ask the server for what does no harm. In a transaction that has failed, it takes nothing but its end."""
+        await (engine.rollback() if engine._dirty else engine.raw_cmd("SELECT 1"))
+
+    async def _tell_server_to_stop(self, conn: ConnInfo, patience: float) -> None:
+        """Through another connection of the pool. Raises PoolTimeoutError when none can be had in `patience` seconds,
+        and what the database says to it."""
+        command, server_id = _CANCEL.get(conn.engine._provider), conn.session.server_id
+        if command is None or server_id is None:
+            raise PoolTimeoutError("this database cannot be told")
+        other = await self._borrow(patience)
+        try:
+            await other.engine.raw_cmd(command.format(server_id))
+        finally:
+            self._give_back(other)
+
+    async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
+        """Call a function of the user's where it belongs, see `hooks`."""
+        on_loop = not self._threads and (inspect.iscoroutinefunction(hook) or hook is not self._config.uri)
+        return await call_hook(hook, *arguments, loop=self.user_loop if on_loop else None)
+
+
+async def _ends_within(seconds: float, engine: PySQLXEngine) -> bool:
+    """Whether the calls of `engine` that nobody awaits any more end in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await _driver_is_done(engine)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _driver_is_done(engine: PySQLXEngine) -> None:
+    """Wait for calls that were cancelled, or that somebody else still makes. A server can be told that its client is
+    gone, and tells when it is done; the driver's threads that work on an SQLite file can only be waited for."""
+    await engine._finish_calls()
+    while engine._calls:
+        await asyncio.sleep(0.01)
+        await engine._finish_calls()
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Wait until one of them has ended, and cancel the others. Raises what that one raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
