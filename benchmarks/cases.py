@@ -53,11 +53,11 @@ CASES = (
         bare=4.0, psycopg=0.35, old=None, sqlalchemy=None,
     ),
     _case(
-        "contended-async", "the same, 100 tasks on 10 connections", "us",
+        "contended-async", "check-out and check-in, 100 tasks on 10 connections", "us",
         bare=None, psycopg=0.35, old=None, asyncpg=None, sqlalchemy=None,
     ),
     _case(
-        "contended-sync", "the same, 32 threads on 10 connections", "us",
+        "contended-sync", "check-out and check-in, 32 threads on 10 connections", "us",
         bare=None, psycopg=1.0, old=None, sqlalchemy=None,
     ),
     _case(

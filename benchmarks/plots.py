@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cases import Case
 from .running import Series
 from .svg import Bar, Group, chart
 
@@ -24,7 +25,7 @@ def write(directory: Path, series: Sequence[Series]) -> list[Path]:
         cases = dict.fromkeys(one.case for one in series if one.case.name.startswith(prefixes) and one.figures)
         groups = [
             Group(
-                f"{case.title} ({'µs' if case.unit == 'us' else case.unit})",
+                _title(case),
                 [_bar(one) for one in series if one.case is case and one.figures],
                 case.limit,
             )
@@ -35,6 +36,11 @@ def write(directory: Path, series: Sequence[Series]) -> list[Path]:
             files.append(directory / f"{name}.svg")
             files[-1].write_text(chart(title, groups))
     return files
+
+
+def _title(case: Case) -> str:
+    unit = "µs" if case.unit == "us" else case.unit
+    return f"{case.title} ({unit})" if case.limit is None else f"{case.title} ({unit}, dashed: {case.limit:g})"
 
 
 def _bar(series: Series) -> Bar:

@@ -68,7 +68,7 @@ def chart(title: str, groups: Sequence[Group]) -> str:
 
 
 def _bars(group: Group, top: int) -> list[str]:
-    most = max(*(bar.value for bar in group.bars), group.limit or 0.0)
+    most = max(*(bar.high for bar in group.bars), group.limit or 0.0)
     unit = (WIDTH - LABELS - VALUES) / most
     parts: list[str] = []
     for number, bar in enumerate(group.bars):
@@ -76,7 +76,7 @@ def _bars(group: Group, top: int) -> list[str]:
         middle = y + LINE / 2
         kind = ' class="ours"' if bar.ours else ""
         end = LABELS + bar.value * unit
-        low, high = (LABELS + min(value, most) * unit for value in (bar.low, bar.high))
+        low, high = (LABELS + value * unit for value in (bar.low, bar.high))
         parts += [
             f'<text class="{"ours end" if bar.ours else "end"}" x="{LABELS - 8}" y="{middle + 4}">'
             f"{escape(bar.label)}</text>",
