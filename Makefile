@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test examples lint types layers check clean
+.PHONY: help install demo test examples lint types layers bench check clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -38,5 +38,8 @@ types: $(STAMP) ## mypy --strict
 layers: $(STAMP) ## imports point one way
 	$(BIN)/lint-imports
 
+bench: $(STAMP) ## ratios to other pools and to 0.3.2 on one PostgreSQL; BENCH="--quick --only query" (10 min)
+	$(BIN)/python -m benchmarks $(BENCH)
+
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

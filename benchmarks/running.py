@@ -1,0 +1,99 @@
+"""Runs everybody in turn: round 1 of all, round 2 of all, ... so that a slow minute of the machine hits all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .cases import Case
+from .peers import PEERS, Peer, PeerError
+
+FAILURES_ALLOWED = 1
+"""Rounds of a peer in a case that may fail before it is given up there: a worker that hangs does so for minutes."""
+
+
+@dataclass
+class Series:
+    """The figures of one peer in one case, round by round; a round that gave none is missing."""
+
+    case: Case
+    peer: Peer
+    rounds: int
+    """How many there are to be."""
+    figures: dict[int, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    cases: Sequence[Case]
+    rounds: int
+    slow_rounds: int
+    seconds: float
+    """How long one figure is measured, without start and warming up."""
+
+    def series(self) -> list[Series]:
+        return [Series(case, PEERS[peer], self._rounds(case, peer)) for case in self.cases for peer in case.peers]
+
+    def _rounds(self, case: Case, peer: str) -> int:
+        if not case.slow:
+            return self.rounds
+        return self.slow_rounds if peer == "ours" else 1
+
+
+def install(series: Sequence[Series], say: Callable[[str], None]) -> dict[str, dict[str, str]]:
+    """Build what the peers need. Returns the versions installed; who could not be installed has that as its failure."""
+    versions: dict[str, dict[str, str]] = {}
+    problems: dict[str, str] = {}
+    for peer in {one.peer.environment: one.peer for one in series}.values():
+        say(f"installing {peer.environment}")
+        try:
+            peer.install()
+            versions[peer.environment] = peer.versions()
+        except PeerError as error:
+            problems[peer.environment] = f"not installed: {error}"
+    for one in series:
+        if one.peer.environment in problems:
+            one.failures = [problems[one.peer.environment]] * (FAILURES_ALLOWED + 1)
+    return versions
+
+
+def run(plan: Plan, series: Sequence[Series], uri: str, say: Callable[[str], None]) -> None:
+    """Fill `series`. A case's peers follow each other closely, a different one first in each round."""
+    rounds = max(one.rounds for one in series)
+    for number in range(rounds):
+        for case in plan.cases:
+            if case.name == "import":
+                _warm_imports(series)
+            for one in _rotated([one for one in series if one.case is case], number):
+                if number >= one.rounds or len(one.failures) > FAILURES_ALLOWED:
+                    continue
+                say(f"round {number + 1} of {rounds}: {case.name} {one.peer.name}")
+                try:
+                    one.figures[number] = one.peer.measure(case.name, uri, plan.seconds)
+                except PeerError as error:
+                    one.failures.append(f"round {number + 1}: {error}")
+
+
+def _warm_imports(series: Sequence[Series]) -> None:
+    """Have byte code written and files cached, the sources may just have changed; what fails will fail again."""
+    for one in series:
+        if one.case.name == "import" and not one.failures:
+            try:
+                one.peer.measure("import", "", 0.0)
+            except PeerError:
+                continue
+
+
+def _rotated(series: list[Series], by: int) -> Iterator[Series]:
+    start = by % len(series)
+    yield from series[start:]
+    yield from series[:start]
+
+
+def progress() -> Callable[[str], None]:
+    """Says on stderr what is going on, on one line, and only if somebody sees it."""
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
