@@ -45,7 +45,8 @@ class BaseRow(BaseModel):
     two underscores) are found in `model_extra` and `model_dump()` only. Columns come in no particular order.
     """
 
-    model_config = ConfigDict(protected_namespaces=())
+    # Built at the first use: that takes longer than importing the rest of the package.
+    model_config = ConfigDict(protected_namespaces=(), defer_build=True)
 
     def __str__(self) -> str:
         return repr(self)

@@ -75,7 +75,7 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class AsyncCheckout:
     """One check-out of an asyncio pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
 
     def __init__(self, pool: PySQLXEnginePool, timeout: float | None) -> None:
         self._id = next(checkout_ids)
@@ -85,6 +85,7 @@ class AsyncCheckout:
         self._face: Any = None
         """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
         self._entered = False
+        self._traced = False
 
     async def __aenter__(self) -> PySQLXEngine:
         if self._entered:
@@ -110,6 +111,7 @@ class AsyncCheckout:
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
+            self._traced = True
             runtime.trace_retrieved(conn, traced)
         face: PySQLXEngine = conn.face
         return face
@@ -121,11 +123,14 @@ class AsyncCheckout:
         if conn is None:
             return
         try:
-            runtime.check_in_after(conn, exc_type)
+            if exc_type is None:
+                runtime.check_in(conn)
+            else:
+                runtime.check_in_after(conn, exc_type)
             self._conn = self._face = None
         except BaseException:
             self._conn = self._face = None
             runtime.reclaim(self._id)
             raise
-        if logger.isEnabledFor(logging.DEBUG):
+        if self._traced:
             logger.debug("Pool: Connection returned to pool: %s", conn)

@@ -111,6 +111,10 @@ class State(enum.Enum):
     """In a forked child: the connections are the parent's."""
 
 
+# The hot path asks for it often, and a member of an enumeration takes its time.
+_OPEN = State.OPEN
+
+
 @dataclass(slots=True)
 class Effects:
     """What has to be performed, in this order."""
@@ -187,7 +191,7 @@ class PoolCore:
     @property
     def warming(self) -> bool:
         """Whether connections towards `min_size` are still on their way."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             return False
         at_limit = self.server_limit is not None and self.size >= self.server_limit
         more_may_come = not self.denied and self.ceiling is None and not at_limit
@@ -198,7 +202,7 @@ class PoolCore:
         want = max(0, min(self._missing(), self._most_opening) - len(self.opening) - len(self.spare))
         if self.server_limit is not None:
             want = max(0, min(want, self.server_limit - self.held))
-        if self.backing_off or self.state is not State.OPEN:
+        if self.backing_off or self.state is not _OPEN:
             want = 0
         in_use = len(self.in_use)
         return Demand(in_use, len(self.idle) + len(self.testing), in_use, len(self.waiters), want)
@@ -213,7 +217,7 @@ class PoolCore:
         if self.waiters:
             # One that is tested will serve a waiter in a moment, unless there is reason to doubt it.
             return len(self.waiters) - (0 if self.suspicious else len(self.testing))
-        if self.state is not State.OPEN or self.ceiling is not None:
+        if self.state is not _OPEN or self.ceiling is not None:
             return 0
         return self.min_size - self.size
 
@@ -246,7 +250,7 @@ class PoolCore:
 
     def check_out(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
         """An idle connection, or None: then the caller may wait. Raises PoolClosedError or PoolForkedError."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise self.refusal()
         if not self.idle:
             return None
@@ -257,7 +261,7 @@ class PoolCore:
 
     def check_out_untested(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
         """For those who cannot wait for a test. An idle connection, or None."""
-        if self.state is not State.OPEN or not self.idle or self.waiters:
+        if self.state is not _OPEN or not self.idle or self.waiters:
             return None
         return self._take(self.idle[-1], now, holder, checkout)
 
@@ -279,9 +283,9 @@ class PoolCore:
                 return None
         return None
 
-    def wait(self, waiter: Waiter, now: float) -> Effects:
+    def wait(self, waiter: Waiter, now: float) -> Effects | None:
         """Queue `waiter`. Raises PoolClosedError, PoolForkedError or PoolQueueFullError."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise self.refusal()
         if self.max_waiting and waiter.owner != OURSELVES and len(self.waiters) >= self.max_waiting:
             users = sum(waiter.owner != OURSELVES for waiter in self.waiters)
@@ -289,7 +293,16 @@ class PoolCore:
                 raise PoolQueueFullError(f"{users} wait for a connection already, and max_waiting allows no more")
         self._now = now
         self.waiters[waiter] = None
+        if self._told_all and not self.idle and not self.spare and not self.fail_fast:
+            return None  # a plan would come to the same end: one more in a queue that everybody knows of
         return self._plan()
+
+    @property
+    def _told_all(self) -> bool:
+        """Whether one more waiter is no news for the budget, see `_is_news`."""
+        told = self._told
+        most = self.budget_size if self.ceiling is None else self.ceiling + 1
+        return told.want + len(self.opening) >= MAX_OPENING and told.in_use + told.waiting >= most
 
     def refusal(self) -> PoolError:
         """Why nobody gets a connection."""
@@ -304,18 +317,19 @@ class PoolCore:
         conn, waiter.conn = waiter.conn, None
         return conn, None
 
-    def check_in(self, conn: ConnInfo, *, reusable: bool = True) -> Effects | None:
-        """A connection comes back. Not `reusable`: it is broken, or may still be working on something."""
+    def check_in(self, conn: ConnInfo, *, reusable: bool = True) -> Effects | Waiter | None:
+        """A connection comes back. Not `reusable`: it is broken, or may still be working on something. Where waking a
+        waiter is all that has to be done, gives that waiter."""
         if conn not in self.in_use:
             return None  # closed by force meanwhile
-        if reusable and not conn.retire and self.state is State.OPEN and self.ceiling is None:
+        if reusable and not conn.retire and self.state is _OPEN and self.ceiling is None:
             # The usual case, kept free of everything else.
             if not self.waiters:
                 self.idle.append(conn)
                 self.in_use.remove(conn)
                 return None
-            effects = Effects(wake=[self._hand_over(conn)])
-            return effects if self.waiters or not self._told.want else self._plan(effects)
+            waiter = self._hand_over(conn)
+            return waiter if self.waiters or not self._told.want else self._plan(Effects(wake=[waiter]))
         over = self._over_ceiling()
         self.in_use.remove(conn)
         return self._keep_or_close(conn, keep=reusable and not over)
@@ -337,7 +351,7 @@ class PoolCore:
         return self.ceiling is not None and self.held - len(self.closing) > self.ceiling
 
     def _keep_or_close(self, conn: ConnInfo, *, keep: bool) -> Effects:
-        if keep and not conn.retire and self.state is State.OPEN:
+        if keep and not conn.retire and self.state is _OPEN:
             self.idle.append(conn)
             return self._plan()
         self.closing.add(conn)
@@ -373,7 +387,7 @@ class PoolCore:
         self.opening.remove(conn.lease)
         self.last_error = None
         self.suspicious = False
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             self.closing.add(conn)
             return self._plan(Effects(close=[conn]))
         self.idle.append(conn)
@@ -481,7 +495,7 @@ class PoolCore:
             effects.test.append(conn)
         if self.fail_fast and self.last_error is not None and self.backing_off and not self.size and not self.opening:
             effects.wake += self._fail_waiters(self.last_error).wake
-        if self.state is State.OPEN and not self.backing_off:
+        if self.state is _OPEN and not self.backing_off:
             while self.spare and len(self.opening) < self._most_opening and self._short():
                 lease = self.spare.pop()
                 self.opening.add(lease)

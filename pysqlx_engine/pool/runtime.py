@@ -209,8 +209,14 @@ class PoolRuntime:
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
             self._counters.hold.observe(now - conn.checked_out_at)
             effects = self.core.check_in(conn)
-        if effects is not None:
-            self._perform(effects)
+        if effects is None:
+            return
+        if type(effects) is Waiter:
+            self._wake(effects)
+            if self._watchers:
+                background().loop.call_soon_threadsafe(self._notify)
+        else:
+            self._perform(effects)  # type: ignore[arg-type]
 
     def check_in_after(self, conn: ConnInfo, error: type[BaseException] | None) -> None:
         """`check_in` at the end of a `with` block that `error` ended."""
@@ -230,7 +236,8 @@ class PoolRuntime:
         with self._lock:
             self._counters.requests_waited += waiter.owner != OURSELVES
             effects = self.core.wait(waiter, now)
-        self._perform(effects)
+        if effects is not None:
+            self._perform(effects)
 
     def _give_up(self, waiter: Waiter) -> ConnInfo | None:
         with self._lock:
@@ -270,21 +277,26 @@ class PoolRuntime:
 
     # -- performing what the core decided -------------------------------------------------------------------------
 
-    def _decide(self, event: Callable[P, Effects | None], *arguments: P.args, **named: P.kwargs) -> None:
+    def _decide(self, event: Callable[P, Effects | Waiter | None], *arguments: P.args, **named: P.kwargs) -> None:
         """Let the core decide on an event, and perform what it decided."""
         with self._lock:
             effects = event(*arguments, **named)
+        if isinstance(effects, Waiter):
+            effects = Effects(wake=[effects])
         if effects is not None:
             self._perform(effects)
 
+    def _wake(self, waiter: Waiter) -> None:
+        try:
+            waiter.wake()
+        except RuntimeError:  # its event loop is closed: nobody is there to take the connection
+            if waiter.conn is not None:
+                waiter.conn.checked_out_at = time.monotonic()
+                background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
+
     def _perform(self, effects: Effects) -> None:
         for waiter in effects.wake:
-            try:
-                waiter.wake()
-            except RuntimeError:  # its event loop is closed: nobody is there to take the connection
-                if waiter.conn is not None:
-                    waiter.conn.checked_out_at = time.monotonic()
-                    background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
+            self._wake(waiter)
         for lease in effects.open:
             background().spawn(self._open(lease))
         for conn in effects.test:

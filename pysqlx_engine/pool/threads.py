@@ -60,7 +60,7 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 class Checkout:
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout")
+    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
 
     def __init__(self, pool: PySQLXEnginePoolSync, timeout: float | None) -> None:
         self._id = next(checkout_ids)
@@ -70,6 +70,7 @@ class Checkout:
         self._face: Any = None
         """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
         self._entered = False
+        self._traced = False
 
     def __enter__(self) -> PySQLXEngineSync:
         if self._entered:
@@ -90,6 +91,7 @@ class Checkout:
         if runtime.traces_stacks:
             conn.stack = stack_of(sys._getframe(1))
         if traced is not None:
+            self._traced = True
             runtime.trace_retrieved(conn, traced)
         face: PySQLXEngineSync = conn.face
         return face
@@ -101,11 +103,14 @@ class Checkout:
         if conn is None:
             return
         try:
-            runtime.check_in_after(conn, exc_type)
+            if exc_type is None:
+                runtime.check_in(conn)
+            else:
+                runtime.check_in_after(conn, exc_type)
             self._conn = self._face = None
         except BaseException:
             self._conn = self._face = None
             runtime.reclaim(self._id)
             raise
-        if logger.isEnabledFor(logging.DEBUG):
+        if self._traced:
             logger.debug("Pool: Connection returned to pool: %s", conn)

@@ -35,9 +35,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.told = False
         self.perform(self.core.start())
 
-    def perform(self, effects: Effects | None) -> None:
+    def perform(self, effects: Effects | Waiter | None) -> None:
         if effects is None:
             return
+        if isinstance(effects, Waiter):
+            effects = Effects(wake=[effects])
         for waiter in effects.wake:
             assert (waiter.conn is None) != (waiter.error is None)
             assert waiter is self.queue.pop(0), "not first come, first served"

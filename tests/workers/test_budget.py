@@ -23,8 +23,8 @@ from .sampling import watching
 
 BUDGET = 8
 
-# The busy workers keep twenty tasks busy until they are told that it is enough, then say how many queries they made.
-# With the argument "gated" each begins with one task, and the others wait to be told that more is wanted.
+# The busy workers keep twenty tasks busy until they are told that it is enough, then say how many queries they made
+# since they were told to count. With the argument "gated" each begins with one task, and the others wait to be told that more is wanted.
 BUSY = """
 import asyncio, os, pathlib, sys
 from pysqlx_engine import PySQLXEnginePool
@@ -35,7 +35,7 @@ worker = os.environ["PYSQLX_WORKER_ID"]
 
 async def main():
     queries = 0
-    enough, more = pathlib.Path("enough"), pathlib.Path("more")
+    enough, more, counted = pathlib.Path("enough"), pathlib.Path("more"), pathlib.Path("count")
     async with PySQLXEnginePool(uri=uri, min_size=1, max_size=30) as pool:
         print("started", worker, os.getpid(), flush=True)
 
@@ -47,7 +47,7 @@ async def main():
                 async with pool.connection() as conn:
                     if not enough.exists():  # those that waited long have nothing to do any more
                         await conn.query_first(sql)
-                queries += 1
+                queries += counted.exists()
 
         if worker in busy_workers.split(","):
             await asyncio.gather(*(work(number) for number in range(20)))
@@ -85,6 +85,7 @@ def test_four_processes_of_twenty_tasks_get_the_whole_budget_and_never_more(
         for _ in range(4):
             run.line_with("started")
         samples.wait_for(BUDGET)
+        (tmp_path / "count").touch()  # not before: whoever started first had all to itself
         time.sleep(1.0)  # the load itself: nothing is waited for
         enough(tmp_path)
         queries = [int(run.line_with("queries").split()[-1]) for _ in range(4)]

@@ -71,9 +71,11 @@ class Process:
 
     # what the pool's shell does
 
-    def perform(self, effects: Effects | None) -> None:
+    def perform(self, effects: Effects | Waiter | None) -> None:
         if effects is None:
             return
+        if isinstance(effects, Waiter):
+            effects = Effects(wake=[effects])
         for waiter in effects.wake:
             assert waiter is self.waiters.pop(0), "not first come, first served"
             assert waiter.conn is not None
