@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test examples lint types layers bench check clean
+.PHONY: help install demo test examples soak lint types layers bench check clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -37,6 +37,9 @@ types: $(STAMP) ## mypy --strict
 
 layers: $(STAMP) ## imports point one way
 	$(BIN)/lint-imports
+
+soak: $(STAMP) ## the pool in trouble for minutes, and every outcome at every await (10 min)
+	$(BIN)/python -m pytest -m long tests/pool
 
 bench: $(STAMP) ## ratios to other pools and to 0.3.2 on one PostgreSQL; BENCH="--quick --only query" (10 min)
 	$(BIN)/python -m benchmarks $(BENCH)
