@@ -213,9 +213,9 @@ class _Worker:
         if not self._interruptible or self._interrupted:
             return
         self._interrupted = True
-        interrupt = signal.getsignal(signal.SIGINT)
-        if callable(interrupt):
-            interrupt(signal.SIGINT, frame)
+        if callable(signal.getsignal(signal.SIGINT)):
+            # Not a call of that handler: asyncio's `add_signal_handler` listens to the signal itself.
+            signal.raise_signal(signal.SIGINT)
         else:
             raise KeyboardInterrupt
 

@@ -24,8 +24,8 @@ from .sampling import watching
 BUDGET = 8
 
 # The busy workers keep twenty tasks busy until they are told that it is enough, then say how many queries they made
-# since they were told to count. With the argument "gated" each begins with one task, and the others wait to be told that
-# more is wanted.
+# since they were told to count. With the argument "gated" each begins with one task, and the others wait to be told
+# that more is wanted.
 BUSY = """
 import asyncio, os, pathlib, sys
 from pysqlx_engine import PySQLXEnginePool

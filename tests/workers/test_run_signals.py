@@ -96,6 +96,30 @@ def test_asyncio_run_cancels_its_main_task(tmp_path: Path, loop: str):
         assert run.wait() == 0
 
 
+LISTENS_IN_ASYNCIO = """
+import asyncio, signal
+
+async def main():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    print("up", flush=True)
+    await stop.wait()
+    print("told", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_script_that_listens_for_int_in_its_loop_is_told(tmp_path: Path, loop: str):
+    pytest.importorskip("uvloop")
+    with started(tmp_path, "--loop", loop, "--no-prefix", script(tmp_path, LISTENS_IN_ASYNCIO)) as run:
+        run.line_with("up")
+        run.send(signal.SIGTERM)
+        assert run.rest() == ["told"]
+        assert run.wait() == 0
+
+
 @pytest.mark.parametrize("text", [COMMITS_AT_ITS_END, COMMITS_AT_ITS_END_IN_ASYNCIO], ids=["plain", "async"])
 def test_a_term_to_the_worker_too_leaves_the_script_the_time_for_its_end(tmp_path: Path, text: str):
     """systemd sends it to every process of the service."""
