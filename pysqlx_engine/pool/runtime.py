@@ -87,6 +87,8 @@ class PoolRuntime:
         self.owner_loop: asyncio.AbstractEventLoop | None = None
         """The loop that an asyncio pool was started in. When it is closed, nobody brings a connection back."""
         self._starting = False
+        self._compared = False
+        """Whether the budget was compared with what the server takes."""
         self._failures = 0
         """Times that connecting failed since it succeeded last."""
         self._retry_due = False
@@ -336,6 +338,8 @@ class PoolRuntime:
             if self.core.server_limit is None:
                 self._refusals = 0
         logger.debug("Pool: New connection created: %s PoolSize: %d", conn, size)
+        if not self._compared:
+            self._compare_with_server(conn.session.server_limit)
         self._perform(effects)
 
     def _open_failed(self, lease: Lease, error: Exception) -> None:
@@ -490,6 +494,7 @@ class PoolRuntime:
         self.core = self._new_core()
         self._counters = Counters()
         self._failures = self._refusals = 0
+        self._compared = False
         self._uri = uri = await self.upkeep.begin()
         request = PoolRequest(
             config.name, uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
@@ -510,7 +515,6 @@ class PoolRuntime:
             registry.running.add(self)
             self._perform(effects)
             await self._warm_up()
-            self._compare_with_server()
             if self.core.state is not State.OPEN:
                 raise PoolClosedError(f"the pool {config.name} was closed while it started")
         except BaseException:
@@ -534,10 +538,9 @@ class PoolRuntime:
         if error is not None and _is_permanent(error):
             raise error
 
-    def _compare_with_server(self) -> None:
-        """Warn of a budget that the server will not carry."""
-        limits = [conn.session.server_limit for conn in (*self.core.idle, *self.core.in_use)]
-        limit, size = next((limit for limit in limits if limit is not None), None), self.core.budget_size
+    def _compare_with_server(self, limit: int | None) -> None:
+        """Warn, with the first connection, of a budget that the server will not carry."""
+        self._compared, size = True, self.core.budget_size
         if limit is not None and size > limit:
             logger.warning(
                 "Pool: %s: max_size is %d, but the server takes at most %d connections from all its users: what is "

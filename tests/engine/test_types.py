@@ -294,6 +294,11 @@ def test_only_postgresql_has_arrays(request: pytest.FixtureRequest, uri: str) ->
         conn.query("SELECT :v AS v", {"v": (1, 2)})
 
 
+def test_a_parameter_without_a_name_is_refused(conn: Face) -> None:
+    with pytest.raises(ParameterInvalidValueError, match="empty name"):
+        conn.query("SELECT :a AS a", {"": 1, "a": 2})
+
+
 @pytest.mark.parametrize("parameters", [[1], "a", {1: 2}, {"v": object()}, {"v": {1}}])
 def test_parameters_of_a_wrong_type_are_a_type_error(conn: Face, parameters: object) -> None:
     with pytest.raises(TypeError, match="parameter"):

@@ -378,6 +378,16 @@ BAD_PARAMETERS = [
     ({"check_interval": "1"}, "check_interval='1'"),
     ({"monitor_batch_size": 0}, "monitor_batch_size=0"),
     ({"name": 3}, "name=3"),
+    ({"name": "caf\udce9"}, "name='caf.*printable"),
+    ({"max_idle": 0}, "max_idle=0"),
+    ({"max_idle": None}, "max_idle=None"),
+    ({"check_after": -0.1}, "check_after=-0.1"),
+    ({"check_after": float("inf")}, "check_after=inf"),
+    ({"max_waiting": -1}, "max_waiting=-1"),
+    ({"max_waiting": 1.0}, "max_waiting=1.0"),
+    ({"fail_fast": 1}, "fail_fast=1: True or False"),
+    ({"leak_threshold": 0}, "leak_threshold=0"),
+    ({"reconnect_timeout": -1}, "reconnect_timeout=-1"),
 ]
 
 
