@@ -13,9 +13,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.driving import leave
+from ..errors import PoolClosedError
+
+T = TypeVar("T")
 
 EXIT_TIMEOUT = 2.0
 """Seconds that closing all pools may take at interpreter exit."""
@@ -107,3 +110,31 @@ def _forget() -> None:
 
 atexit.register(_shut_down)
 os.register_at_fork(after_in_child=_forget)
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+    """From a task of another loop: run `coroutine` in the background loop and await the result here. Who is cancelled
+    meanwhile cancels it."""
+    _refuse_after_exit(coroutine)
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, background().loop))
+
+
+def _refuse_after_exit(coroutine: Coroutine[Any, Any, Any]) -> None:
+    if background().stopped:
+        coroutine.close()
+        raise PoolClosedError("the interpreter is exiting, and the pools of this process have been closed")
+
+
+def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
+    """From a plain thread: run `coroutine` in the background loop and wait for the result. Who is interrupted meanwhile
+    cancels it."""
+    if background().is_current_thread:
+        coroutine.close()
+        raise RuntimeError("a pool cannot be started or stopped from its own thread (a finalizer, a log handler)")
+    _refuse_after_exit(coroutine)
+    future = asyncio.run_coroutine_threadsafe(coroutine, background().loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

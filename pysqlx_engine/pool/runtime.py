@@ -11,14 +11,11 @@ import contextlib
 import copy
 import ctypes
 import logging
-import os
-import random
-import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
@@ -35,31 +32,23 @@ from ..errors import (
     SettingsError,
 )
 from . import registry
-from .background import EXIT_TIMEOUT, at_exit, background
+from .background import background
 from .budget import Budget, Demand, Lease, PoolRequest, budget_for
 from .config import PoolConfig, check_sizes
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 from .hooks import Hooks
 from .monitor import run_monitor
+from .outage import Outage
 from .stats import Counters, PoolStats
-from .upkeep import Upkeep, driver_is_done
+from .upkeep import Upkeep
 
 logger = logging.getLogger("pysqlx_engine")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CUT_TIMEOUT = 0.5
-"""Seconds that the driver may take at interpreter exit to see that a connection was cut."""
-LOST_AFTER = 0.1
-"""Seconds in use after which it is asked whether anybody still has a connection."""
 LOCK_TIMEOUT = 0.5
 """Seconds after which the lock, which is never held for longer than microseconds, is one's own."""
-BACKOFF = (0.05, 2.0)
-"""Seconds between attempts to connect after a failure: the first, doubling up to the last, each with jitter."""
-LIMIT_PAUSE = (5.0, 60.0)
-"""Seconds for which the pool makes do with what it has when the server takes no more connections: the first time,
-doubling up to the last while the server goes on refusing."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that `stop` waits for the server to let go of what was closed."""
 START_FAILED_TIMEOUT = 1.0
@@ -89,13 +78,7 @@ class PoolRuntime:
         self._starting = False
         self._compared = False
         """Whether the budget was compared with what the server takes."""
-        self._failures = 0
-        """Times that connecting failed since it succeeded last."""
-        self._retry_due = False
-        self._failing_since: float | None = None
-        """When the first of them failed; None when there is none, or when `reconnect_failed` was told."""
-        self._refusals = 0
-        """Times that the server took no more connections, since one was opened above what it had taken."""
+        self._outage = Outage(config.reconnect_timeout)
         self._counters = Counters()
 
     def _hooks(self) -> Hooks:
@@ -327,7 +310,7 @@ class PoolRuntime:
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease must not stay here
             self._open_failed(lease, error)
             return
-        self._failures, self._failing_since = 0, None
+        self._outage.succeeded(at_limit=self.core.server_limit is not None)
         if self._budget is not None:
             self._budget.opened(lease, conn.session)
         with self._lock:
@@ -335,8 +318,6 @@ class PoolRuntime:
             self._counters.open.observe(conn.opened_at - started)
             effects = self.core.opened(conn)
             size = self.core.size
-            if self.core.server_limit is None:
-                self._refusals = 0
         logger.debug("Pool: New connection created: %s PoolSize: %d", conn, size)
         if not self._compared:
             self._compare_with_server(conn.session.server_limit)
@@ -348,31 +329,21 @@ class PoolRuntime:
             self._counters.open_errors += 1
             effects = self.core.open_failed(lease, error, permanent=_is_permanent(error), at_limit=at_limit)
             limit = self.core.server_limit
-        # Said once for each time the server is lost; what `start` cannot open it raises itself.
-        level = logging.WARNING if self._monitor is not None and not self._failures else logging.DEBUG
+        failure = self._outage.failed(time.monotonic(), suffered=not (at_limit and self.core.size))
         if at_limit:
-            pause = _doubled(LIMIT_PAUSE, self._refusals)
-            level = logging.WARNING if not self._refusals else logging.DEBUG
+            pause, first = self._outage.refused()
+            level = logging.WARNING if first else logging.DEBUG
             logger.log(
-                level,
-                "Pool: %s: the server takes no more connections (%s); going on with %d",
-                name,
-                error,
-                limit,
+                level, "Pool: %s: the server takes no more connections (%s); going on with %d", name, error, limit
             )
-            self._refusals += 1
             background().call_later(pause, self._lift_limit)
         else:
+            # Said once for each time the server is lost; what `start` cannot open it raises itself.
+            level = logging.WARNING if self._monitor is not None and failure.first else logging.DEBUG
             logger.log(level, "Pool: %s could not open a connection: %s", name, error or repr(error))
-        now = time.monotonic()
-        if not self._failures and not (at_limit and self.core.size):
-            self._failing_since = now
-        if not self._retry_due:  # else another one, opened at the same time, has failed before
-            self._retry_due = True
-            background().call_later(_doubled(BACKOFF, self._failures), self._try_again)
-            self._failures += 1
-        if self._failing_since is not None and now - self._failing_since >= self.config.reconnect_timeout:
-            self._failing_since = None
+        if failure.retry_in is not None:
+            background().call_later(failure.retry_in, self._try_again)
+        if failure.lost:
             background().spawn(self._reconnect_failed())
         self._perform(effects)
 
@@ -385,10 +356,8 @@ class PoolRuntime:
                 logger.warning("Pool: %s: reconnect_failed failed: %r", self.config.name, error)
 
     def _try_again(self) -> None:
-        self._retry_due = False
         self._decide(self.core.try_again)
-        if not self.core.opening and not self.core.demand().want:  # nobody needs what could not be had
-            self._failures, self._failing_since = 0, None
+        self._outage.tried_again(needed=bool(self.core.opening or self.core.demand().want))
 
     def _lift_limit(self) -> None:
         self._decide(self.core.lift_limit)
@@ -493,7 +462,7 @@ class PoolRuntime:
             )
         self.core = self._new_core()
         self._counters = Counters()
-        self._failures = self._refusals = 0
+        self._outage = Outage(config.reconnect_timeout)
         self._compared = False
         self._uri = uri = await self.upkeep.begin()
         request = PoolRequest(
@@ -668,63 +637,6 @@ class PoolRuntime:
         gone = conn not in core.closing
         return core.state is not State.OPEN or (gone and not core.opening and (not core.warming or core.backing_off))
 
-    # -- the monitor's side ---------------------------------------------------------------------------------------
-
-    def look_after(self) -> None:
-        """Retire what is too old or was not needed for long, remove what is known to be dead, refill to `min_size`."""
-        config, now = self.config, time.monotonic()
-        with self._lock:
-            core = self.core
-            idle = core.idle[: config.monitor_batch_size]
-            for conn in core.in_use:
-                conn.retire = conn.retire or conn.expires_at < now
-            spare = core.size - core.min_size
-        for conn in idle:
-            unused = spare > 0 and conn.last_used < now - config.max_idle
-            dead = not conn.engine.connected or not conn.engine.is_healthy() or not conn.session.seems_alive()
-            if unused or dead or conn.retire or conn.expires_at < now:
-                spare -= 1
-                self._counters.found_dead += dead
-                self._decide(self.core.discard_idle, conn)
-        self._decide(self.core.replenish)
-        self.take_back_what_nobody_has()
-
-    def take_back_what_nobody_has(self) -> None:
-        """Take back connections that nobody can give back: their check-out is gone (a signal's handler interrupted its
-        end, or its user never came to it), and nobody refers to them any more."""
-        now, references = time.monotonic(), 2 if self._threads else 3  # `ConnInfo.face`, `ConnInfo.engine`, and here
-        with self._lock:
-            lost = [
-                conn
-                for conn in self.core.in_use
-                if conn.holder != OURSELVES
-                and now - conn.checked_out_at > LOST_AFTER
-                and sys.getrefcount(conn.face) <= references
-            ]
-        for conn in lost:
-            logger.warning(
-                "Pool: %s: %s was never given back, and nobody refers to it any more: it is taken back.",
-                self.config.name, conn,
-            )  # fmt: skip
-            self.check_in(conn)
-
-    def report_leaks(self) -> None:
-        """Tell, once for each check-out, who holds a connection for longer than `leak_threshold`."""
-        threshold = self.config.leak_threshold
-        if threshold is None:
-            return
-        now = time.monotonic()
-        with self._lock:
-            leaks = [conn for conn in self.core.in_use if conn.stack and now - conn.checked_out_at >= threshold]
-            reports = [(conn, conn.stack) for conn in leaks]
-            for conn in leaks:
-                conn.stack = None
-        for conn, stack in reports:
-            logger.warning(
-                "Pool: %s: %s has been in use for %.1f s (leak_threshold is %.1f s); it was checked out here:\n%s",
-                self.config.name, conn, now - conn.checked_out_at, threshold, "".join(stack.format()),
-            )  # fmt: skip
-
     # -- what it says about itself --------------------------------------------------------------------------------
 
     def trace_request(self) -> float:
@@ -811,48 +723,12 @@ class PoolRuntime:
         return self._uri.identity or self._uri.masked
 
 
-def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-    """From a task of another loop: run `coroutine` in the background loop and await the result here. Who is cancelled
-    meanwhile cancels it."""
-    _refuse_after_exit(coroutine)
-    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, background().loop))
-
-
-def _refuse_after_exit(coroutine: Coroutine[Any, Any, Any]) -> None:
-    if background().stopped:
-        coroutine.close()
-        raise PoolClosedError("the interpreter is exiting, and the pools of this process have been closed")
-
-
-def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
-    """From a plain thread: run `coroutine` in the background loop and wait for the result. Who is interrupted meanwhile
-    cancels it."""
-    if background().is_current_thread:
-        coroutine.close()
-        raise RuntimeError("a pool cannot be started or stopped from its own thread (a finalizer, a log handler)")
-    _refuse_after_exit(coroutine)
-    future = asyncio.run_coroutine_threadsafe(coroutine, background().loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
 def _copied(error: BaseException) -> BaseException:
     """One error may be told to many: each gets a copy, or they would collect each other's tracebacks."""
     try:
         return copy.copy(error).with_traceback(None)
     except Exception:  # noqa: BLE001 - a user's exception that cannot be made again from its arguments
         return PoolError(f"no connection: {error!r}")
-
-
-def _doubled(bounds: tuple[float, float], times: int) -> float:
-    """The first of `bounds` doubled so many times, at most the second, with jitter: many processes that have lost one
-    server do not come back to it all at once."""
-    first, most = bounds
-    delay: float = min(most, first * 2 ** min(times, 30))
-    return delay * random.uniform(0.8, 1.2)
 
 
 def _is_permanent(error: BaseException | None) -> bool:
@@ -863,35 +739,3 @@ def _is_permanent(error: BaseException | None) -> bool:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _close_all_at_exit() -> None:
-    """A script that never calls stop() leaves no session behind."""
-    loop = background().loop if registry.running else None
-    ends = [asyncio.run_coroutine_threadsafe(runtime._abandon(), loop) for runtime in list(registry.running) if loop]
-    deadline = time.monotonic() + EXIT_TIMEOUT
-    for end in ends:
-        with contextlib.suppress(Exception):
-            end.result(max(0.0, deadline - time.monotonic()))
-    # What takes longer than that is cut off on our side, and then waited for: a thread of the driver that comes back
-    # while the interpreter ends would abort the process.
-    cut = [conn for runtime in list(registry.running) for conn in list(runtime.core.closing)]
-    for conn in cut:
-        conn.session.cut()
-    for conn in cut:
-        end = asyncio.run_coroutine_threadsafe(driver_is_done(conn.engine), background().loop)
-        with contextlib.suppress(Exception):
-            # What runs in this process cannot be cut off, and takes as long as it takes.
-            end.result(None if conn.session.in_process else CUT_TIMEOUT)
-
-
-def _forget_all_in_child() -> None:
-    for runtime in list(registry.running):
-        runtime.forget()
-    registry.running.clear()
-
-
-at_exit(_close_all_at_exit)
-os.register_at_fork(after_in_child=_forget_all_in_child)
-
-__all__ = ["PoolClosedError", "PoolRuntime", "call_in_background", "run_in_background"]

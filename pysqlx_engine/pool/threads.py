@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..engine.connection import PySQLXEngineSync
+from .background import call_in_background
 from .config import check_timeout
 from .core import ConnInfo, checkout_ids
 from .face import PoolFace
 from .leaks import stack_of
-from .runtime import STOP_TIMEOUT, call_in_background, logger
+from .runtime import STOP_TIMEOUT, logger
 
 _ConnHook = Callable[[PySQLXEngineSync], object]
 _PoolHook = Callable[[Any], object]

@@ -218,7 +218,7 @@ def test_reconnect_failed_of_a_thread_pool_is_called_too(postgres: PostgresServe
 async def test_too_many_connections_make_the_pool_go_on_with_what_it_has(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pysqlx_engine.pool.runtime.LIMIT_PAUSE", (0.3, 0.3))
+    monkeypatch.setattr("pysqlx_engine.pool.outage.LIMIT_PAUSE", (0.3, 0.3))
     with PostgresServer(max_connections="8", superuser_reserved_connections="0") as server:
         others = [PySQLXEngine(server.uri()) for _ in range(4)]
         for other in others:
