@@ -147,7 +147,11 @@ def postgresql_database(server: PostgresServer, name: str) -> Iterator[Database]
 
     @contextlib.contextmanager
     def sampler(label: str) -> Iterator[Sample]:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND position(%s IN application_name) > 0"
+        # Not the server's own processes: an autovacuum worker is shown in the database that it looks after, too.
+        sql = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND position(%s IN application_name) > 0"
+            " AND backend_type = 'client backend'"
+        )
         with server.admin() as observer:
             yield lambda: _count(observer.execute(sql, (name, label)).fetchone())
 

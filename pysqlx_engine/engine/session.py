@@ -238,7 +238,8 @@ async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
         server = (uri.host, uri.port)
         async with contextlib.nullcontext() if uri.port is None or _direct.get(server) else _turns[server]:
             if uri.port is not None:
-                known = {connection.address for connection in connections_to(uri.port)}
+                # What is closed already may have its ports used again.
+                known = {known.address for known in connections_to(uri.port) if known.state == Tcp.ESTABLISHED}
             started = time.monotonic()
             await engine._connect_uri(uri)
             return await _identify(engine, lambda port: _find_tcp_socket(uri, port, known))
@@ -336,8 +337,8 @@ def _find_tcp_socket(uri: DatabaseURI, port: int | None, known: set[Endpoints]) 
         and _may_be(uri.host, connection.remote)
     ]
     found = [connection for connection in new if connection.local_port == port]
-    _direct[uri.host, uri.port] = direct = bool(found)
-    if not found:
+    _direct[uri.host, uri.port] = direct = any(seen.local_port == port for seen in connections_to(uri.port))
+    if not direct:
         own = _own_sockets()
         found = [connection for connection in new if connection.inode in own]
     if len(found) != 1:

@@ -15,6 +15,9 @@ LIMIT_PAUSE = (5.0, 60.0)
 doubling up to the last while the server goes on refusing."""
 
 
+_chance = random.Random()  # not the module's: what users seed is theirs
+
+
 class Failure(NamedTuple):
     """What to do about an attempt to connect that failed."""
 
@@ -76,4 +79,4 @@ def _doubled(bounds: tuple[float, float], times: int) -> float:
     server do not come back to it all at once."""
     first, most = bounds
     delay: float = min(most, first * 2 ** min(times, 30))
-    return delay * random.uniform(0.8, 1.2)
+    return delay * _chance.uniform(0.8, 1.2)

@@ -121,6 +121,7 @@ class PoolRuntime:
         with self._lock:
             conn = self.core.reclaim(checkout)
         if conn is not None:
+            conn.checked_out_at = min(conn.checked_out_at, time.monotonic())  # it may never have come to its user
             self.check_in(conn)
 
     def loop_error(self, loop: asyncio.AbstractEventLoop) -> PoolLoopError | None:

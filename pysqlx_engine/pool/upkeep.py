@@ -43,6 +43,8 @@ KEEP_ALIVE_JITTER = 0.05
 """Share of `keep_alive` by which connections are replaced earlier, each by another part of it: those that were opened
 together are not replaced together."""
 
+_chance = random.Random()  # not the module's: what users seed is theirs
+
 _CANCEL = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
 
 Borrow = Callable[[float], Awaitable[ConnInfo]]
@@ -125,7 +127,7 @@ class Upkeep:
             raise
         now = time.monotonic()
         self._names += 1
-        lifetime = self._config.keep_alive * random.uniform(1 - KEEP_ALIVE_JITTER, 1)
+        lifetime = self._config.keep_alive * _chance.uniform(1 - KEEP_ALIVE_JITTER, 1)
         conn = ConnInfo(f"conn-{self._names}", lease, engine, face, session, now, now + lifetime)
         try:
             if self._config.sqlite_wal and engine._provider == "sqlite":
