@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
+from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable
+from logging import DEBUG
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,11 +94,11 @@ class AsyncCheckout:
             raise RuntimeError("this check-out is in use: call connection() for each")
         self._entered = True
         runtime = self._pool._runtime
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if runtime.owner_loop is not loop and (error := runtime.loop_error(loop)) is not None:
             raise error
-        traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
-        holder = id(asyncio.current_task(loop))
+        traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
+        holder = id(current_task(loop))
         try:
             conn = runtime.try_check_out(holder, self._id)
             if conn is None:

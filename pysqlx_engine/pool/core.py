@@ -257,21 +257,19 @@ class PoolCore:
         conn = self.idle[-1]
         if now - conn.last_used > self.check_after:
             return None
-        return self._take(conn, now, holder, checkout)
-
-    def check_out_untested(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
-        """For those who cannot wait for a test. An idle connection, or None."""
-        if self.state is not _OPEN or not self.idle or self.waiters:
-            return None
-        return self._take(self.idle[-1], now, holder, checkout)
-
-    def _take(self, conn: ConnInfo, now: float, holder: int, checkout: int) -> ConnInfo:
         conn.holder = holder
         conn.checkout = checkout
         conn.checked_out_at = now
         self.in_use.add(conn)
         self.idle.pop()
         return conn
+
+    def check_out_untested(self, now: float, holder: int, checkout: int) -> ConnInfo | None:
+        """For those who cannot wait for a test. An idle connection, or None."""
+        if self.state is not _OPEN or not self.idle or self.waiters:
+            return None
+        self.idle[-1].last_used = now
+        return self.check_out(now, holder, checkout)
 
     def reclaim(self, checkout: int) -> ConnInfo | None:
         """The connection of a check-out, or of a check-in, that was interrupted; it has to be checked in."""

@@ -193,7 +193,10 @@ class PoolRuntime:
             return
         conn.last_used = now = time.monotonic()
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
-            self._counters.hold.observe(now - conn.checked_out_at)
+            hold = self._counters.hold
+            held = now - conn.checked_out_at
+            hold.buckets[int(held * 1e6).bit_length()] += 1  # `observe`, without the call
+            hold.sum += held
             effects = self.core.check_in(conn)
         if effects is None:
             return

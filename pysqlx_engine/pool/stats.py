@@ -10,8 +10,8 @@ class Histogram:
 
     __slots__ = ("buckets", "sum")
 
-    BUCKETS = 36
-    """The last bucket is for everything above 2**34 microseconds, some 4.8 hours."""
+    BUCKETS = 64
+    """More than any duration needs: the last begins at 2**62 microseconds."""
 
     def __init__(self) -> None:
         self.buckets = [0] * self.BUCKETS
@@ -19,8 +19,7 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         # The number of bits of the microseconds is the bucket: no search, this is on the way of every check-in.
-        bucket = int(seconds * 1e6).bit_length()
-        self.buckets[bucket if bucket < self.BUCKETS else -1] += 1
+        self.buckets[int(seconds * 1e6).bit_length()] += 1
         self.sum += seconds
 
     def snapshot(self, *, zeros: int = 0) -> Durations:
@@ -37,7 +36,7 @@ class Durations:
     sum: float
     """Seconds, all together."""
     buckets: tuple[int, ...]
-    """How many were shorter than 1, 2, 4, ... microseconds, and not than the bound before; the last has no bound."""
+    """How many were shorter than 1, 2, 4, ... microseconds, and not than the bound before."""
 
     @property
     def mean(self) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import threading
 from collections.abc import Callable
+from logging import DEBUG
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,8 +78,8 @@ class Checkout:
             raise RuntimeError("this check-out is in use: call connection() for each")
         self._entered = True
         runtime = self._pool._runtime
-        traced = runtime.trace_request() if logger.isEnabledFor(logging.DEBUG) else None
-        holder = threading.get_ident()
+        traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
+        holder = get_ident()
         try:
             conn = runtime.try_check_out(holder, self._id)
             if conn is None:
