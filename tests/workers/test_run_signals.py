@@ -33,8 +33,8 @@ asyncio.run(main())
 """
 COMMITS_AT_ITS_END = """
 import os, pathlib, time
-print('up', os.getpid(), flush=True)
 try:
+    print('up', os.getpid(), flush=True)
     time.sleep(60)
 finally:
     print('commit begins')
@@ -45,8 +45,8 @@ finally:
 COMMITS_AT_ITS_END_IN_ASYNCIO = """
 import asyncio, os, pathlib
 async def main():
-    print('up', os.getpid(), flush=True)
     try:
+        print('up', os.getpid(), flush=True)
         await asyncio.sleep(60)
     finally:
         print('commit begins')
