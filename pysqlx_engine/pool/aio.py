@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngine
 from .background import run_in_background
+from .checkout import CheckoutBase
 from .config import check_timeout
-from .core import ConnInfo, checkout_ids
 from .face import PoolFace
 from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, logger
@@ -74,20 +74,10 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
             await self.stop()
 
 
-class AsyncCheckout:
+class AsyncCheckout(CheckoutBase):
     """One check-out of an asyncio pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
-
-    def __init__(self, pool: PySQLXEnginePool, timeout: float | None) -> None:
-        self._id = next(checkout_ids)
-        self._timeout = timeout
-        self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
-        self._conn: ConnInfo | None = None
-        self._face: Any = None
-        """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
-        self._entered = False
-        self._traced = False
+    __slots__ = ()
 
     async def __aenter__(self) -> PySQLXEngine:
         if self._entered:
@@ -121,18 +111,4 @@ class AsyncCheckout:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, runtime = self._conn, self._pool._runtime
-        if conn is None:
-            return
-        try:
-            if exc_type is None:
-                runtime.check_in(conn)
-            else:
-                runtime.check_in_after(conn, exc_type)
-            self._conn = self._face = None
-        except BaseException:
-            self._conn = self._face = None
-            runtime.reclaim(self._id)
-            raise
-        if self._traced:
-            logger.debug("Pool: Connection returned to pool: %s", conn)
+        self._end(exc_type)

@@ -13,7 +13,6 @@ of these; it changes only by `granted` and by `Effects.give_back`.
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ MAX_OPENING = 2
 """Connections being opened at a time. More would answer a short spike with connections that nobody needs after it:
 a connection that comes back serves a waiter sooner than a new one, which takes milliseconds to open."""
 
-
-checkout_ids = itertools.count(1)
 
 OURSELVES = 0
 """Who holds a connection, or waits for one, when it is the pool itself."""

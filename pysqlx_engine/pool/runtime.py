@@ -207,13 +207,6 @@ class PoolRuntime:
         else:
             self._perform(effects)  # type: ignore[arg-type]
 
-    def check_in_after(self, conn: ConnInfo, error: type[BaseException] | None) -> None:
-        """`check_in` at the end of a `with` block that `error` ended."""
-        if error is GeneratorExit:  # the garbage collector's work, see `wait_in_task`
-            background().call_soon(self.check_in, conn)
-        else:
-            self.check_in(conn)
-
     def _leave(self, waiter: Waiter) -> None:
         """`waiter` was cancelled, perhaps in the very moment of the hand-over: then its connection goes to the next."""
         conn = self._give_up(waiter)
@@ -610,7 +603,7 @@ class PoolRuntime:
         core = self.core
         if core.state is State.CLOSED:  # closing already: see it through
             await self._until(lambda: not core.held, CLOSE_TIMEOUT)
-        elif self.core.state in {State.OPEN, State.STOPPING}:
+        elif core.state in {State.OPEN, State.STOPPING}:
             await self.stop(timeout=0)
 
     # -- changes while it runs ------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngineSync
 from .background import call_in_background
+from .checkout import CheckoutBase
 from .config import check_timeout
-from .core import ConnInfo, checkout_ids
 from .face import PoolFace
 from .leaks import stack_of
 from .runtime import STOP_TIMEOUT, logger
@@ -58,20 +58,10 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
             self.stop()
 
 
-class Checkout:
+class Checkout(CheckoutBase):
     """One check-out of a thread pool."""
 
-    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
-
-    def __init__(self, pool: PySQLXEnginePoolSync, timeout: float | None) -> None:
-        self._id = next(checkout_ids)
-        self._timeout = timeout
-        self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
-        self._conn: ConnInfo | None = None
-        self._face: Any = None
-        """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
-        self._entered = False
-        self._traced = False
+    __slots__ = ()
 
     def __enter__(self) -> PySQLXEngineSync:
         if self._entered:
@@ -100,18 +90,4 @@ class Checkout:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, runtime = self._conn, self._pool._runtime
-        if conn is None:
-            return
-        try:
-            if exc_type is None:
-                runtime.check_in(conn)
-            else:
-                runtime.check_in_after(conn, exc_type)
-            self._conn = self._face = None
-        except BaseException:
-            self._conn = self._face = None
-            runtime.reclaim(self._id)
-            raise
-        if self._traced:
-            logger.debug("Pool: Connection returned to pool: %s", conn)
+        self._end(exc_type)

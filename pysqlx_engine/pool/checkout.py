@@ -1,0 +1,47 @@
+"""One check-out, as far as it is the same for tasks and threads: what it remembers, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+from .background import background
+from .core import ConnInfo
+from .face import PoolFace
+
+logger = logging.getLogger("pysqlx_engine")
+
+_ids = itertools.count(1)
+
+
+class CheckoutBase:
+    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
+
+    def __init__(self, pool: PoolFace[Any, Any, Any], timeout: float | None) -> None:
+        self._id = next(_ids)
+        self._timeout = timeout
+        self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
+        self._conn: ConnInfo | None = None
+        self._face: Any = None
+        """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
+        self._entered = False
+        self._traced = False
+
+    def _end(self, error: type[BaseException] | None) -> None:
+        """Check in, at the end of a `with` block that `error` ended."""
+        conn, runtime = self._conn, self._pool._runtime
+        if conn is None:
+            return
+        try:
+            if error is GeneratorExit:  # the garbage collector's work, see `wait_in_task`
+                background().call_soon(runtime.check_in, conn)
+            else:
+                runtime.check_in(conn)
+            self._conn = self._face = None
+        except BaseException:
+            self._conn = self._face = None
+            runtime.reclaim(self._id)
+            raise
+        if self._traced:
+            logger.debug("Pool: Connection returned to pool: %s", conn)
