@@ -245,7 +245,7 @@ class PySQLXEngine:
         self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
         self._in_transaction = False
         try:
-            self._raw = await calls_in_flight.wait_for(DriverCall(pysqlx_core.new(uri=uri.driver_uri)))
+            self._raw = await DriverCall(pysqlx_core.new(uri=uri.driver_uri))
         except pysqlx_core.PySQLxError as error:
             raise _connect_error(uri, error) from None
 
@@ -258,14 +258,16 @@ class PySQLXEngine:
         """The driver's statement for `sql` with its parameters, its effect noted, logged if that is switched on."""
         self._connection()
         _check_sql(sql)
-        values = {} if parameters is None else to_driver(self._provider, parameters)
+        values = None if parameters is None else to_driver(self._provider, parameters) or None
         try:
-            statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=values or None)
+            statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=values)
         except pysqlx_core.PySQLxInvalidParamError as error:
             raise ParameterInvalidValueError("PYSQLX004", str(error)) from None
-        self._expect(effect_of(sql))
+        effect = effect_of(sql)
+        if effect is not Effect.NONE:
+            self._expect(effect)
         if LOG_CONFIG.statements:
-            log_statement(statement.sql(), statement.params() or [], sql, values)
+            log_statement(statement.sql(), statement.params() or [], sql, values or {})
         return statement
 
     def _expect(self, effect: Effect) -> None:
@@ -286,7 +288,7 @@ class PySQLXEngine:
         call = DriverCall(getattr(raw, method)(argument))
         try:
             in_flight.append(call)
-            return await calls_in_flight.wait_for(call)
+            return await call
         except pysqlx_core.PySQLxError as error:
             raise self._failure(failure, raw, error) from None
         except BaseException as error:
@@ -310,7 +312,7 @@ class PySQLXEngine:
         in_flight = self._in_flight
         for call in [call for call in in_flight if call.abandoned]:
             try:
-                await calls_in_flight.wait_for(call)
+                await call
             except pysqlx_core.PySQLxError as error:
                 if self._raw is not None:  # not a name of this frame's: see `_call`
                     self._failure(QueryError, self._raw, error)

@@ -112,7 +112,11 @@ def stay_if_leaving() -> None:
 
 
 class DriverCall(Generic[T]):
-    """A call of the driver that survives whoever awaits it, and knows whether the driver is done with it.
+    """A call of the driver. To await it raises what the driver raises, and RuntimeError in an exit handler that runs
+    after the driver's own.
+
+    It survives whoever awaits it: after a cancellation `abandoned` is true, and awaiting it once more, in whatever
+    loop, waits for its end.
 
     An exception that a signal's handler raises can come up between any two steps of Python code, so the flags change
     next to the step that they tell of.
@@ -128,7 +132,7 @@ class DriverCall(Generic[T]):
 
     @property
     def abandoned(self) -> bool:
-        """Whether it runs and nobody awaits it any more (cancelled, interrupted). It can be awaited once more."""
+        """Whether it runs and nobody awaits it any more (cancelled, interrupted)."""
         return self.running and not self._awaited
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -136,10 +140,11 @@ class DriverCall(Generic[T]):
         # call, and nobody would learn any more when the database has finished with it.
         self._awaited = True
         try:
+            send = calls_in_flight.enter(self)
             while True:
                 try:
                     self.running = True
-                    wake = self._coroutine.send(None)
+                    wake = send(None)
                 except StopIteration as stop:
                     self.running = False
                     result: T = stop.value
@@ -150,6 +155,7 @@ class DriverCall(Generic[T]):
                 yield wake
         finally:
             self._awaited = False
+            calls_in_flight.leave(self)
 
     def _has_ended(self) -> bool:
         try:
@@ -187,28 +193,26 @@ class _CallsInFlight:
         self._calls.clear()
         self.left_behind = self._used
 
-    async def wait_for(self, call: DriverCall[T]) -> T:
-        """Await the driver's `call`. Raises RuntimeError in an exit handler that runs after the driver's own.
+    def enter(self, call: DriverCall[T]) -> Callable[[None], object]:
+        """Let `call` in. Returns what asks the driver for its next step. Raises RuntimeError at exit."""
+        # Before the look at `_exiting`: either this thread sees that flag, or `_drain` this call.
+        self._calls.add(call)
+        if self._exiting:
+            if threading.current_thread().daemon:
+                threading.Event().wait()  # it would be stopped at its next step anyway
+            raise RuntimeError("the interpreter is exiting: no database call can be started any more")
+        return call._coroutine.send if self._used else partial(self._send_first, call)
 
-        Whoever is cancelled meanwhile does not take the call with it: `call.abandoned` is true then, and awaiting it
-        once more, in whatever loop, waits for its end.
-        """
-        try:
-            # Before the look at `_exiting`: either this thread sees that flag, or `_drain` this call.
-            self._calls.add(call)
-            if self._exiting:
-                if threading.current_thread().daemon:
-                    threading.Event().wait()  # it would be stopped at its next step anyway
-                raise RuntimeError("the interpreter is exiting: no database call can be started any more")
-            if self._used:
-                return await call
+    def leave(self, call: DriverCall[T]) -> None:
+        """`call` has ended, or nobody awaits it any more."""
+        self._calls.discard(call)
+        if self._exiting and not self._calls:
+            self._none_left.set()
+
+    def _send_first(self, call: DriverCall[T], value: None) -> object:
+        with first_call():
             self._used = True
-            with first_call():
-                return await call
-        finally:
-            self._calls.discard(call)
-            if self._exiting and not self._calls:
-                self._none_left.set()
+            return call._coroutine.send(value)
 
     def _drain(self) -> None:
         self._exiting = True

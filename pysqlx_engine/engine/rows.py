@@ -6,7 +6,7 @@ import datetime
 import decimal
 import uuid
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
 
@@ -55,17 +55,14 @@ class BaseRow(BaseModel):
 class _ShapedRow(BaseRow):
     """Base of the classes made for one result shape."""
 
-    _shape: ClassVar[frozenset[tuple[str, str]]]
-    _fields_set: ClassVar[set[str]]
-    _odd_columns: ClassVar[tuple[str, ...]]
-    _reserved_columns: ClassVar[tuple[str, ...]]
+    _columns: ClassVar[frozenset[tuple[str, str]]]
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return sorted(super().__repr_args__(), key=lambda column: column[0] or "")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class exists in this process only; another one makes its own from the shape.
-        return _restore, (self._shape, self.__dict__ | (self.__pydantic_extra__ or {}))
+        return _restore, (self._columns, self.__dict__ | (self.__pydantic_extra__ or {}))
 
 
 class _OddShapedRow(_ShapedRow):
@@ -90,7 +87,17 @@ def row_as(model: type[M], row: dict[str, Any]) -> M:
 
 def base_rows(types: Mapping[str, str], rows: list[dict[str, Any]]) -> list[BaseRow]:
     """`rows` as BaseRow objects; `types` are the driver's names for the columns' types. The dicts are used up."""
-    return _construct(_row_class(frozenset(types.items())), rows)
+    return _construct(_shape(frozenset(types.items())), rows)
+
+
+class _Shape(NamedTuple):
+    """What all rows with the same columns and types have in common."""
+
+    # Not attributes of the class of rows: pydantic's metaclass makes looking those up slow.
+    row_class: type[_ShapedRow]
+    fields_set: set[str]
+    odd_columns: tuple[str, ...]
+    reserved_columns: tuple[str, ...]
 
 
 # The attributes that pydantic keeps for every model. Set through their descriptors: this is the inner loop of a query.
@@ -100,14 +107,18 @@ _put_extra = BaseModel.__dict__["__pydantic_extra__"].__set__
 _put_private = BaseModel.__dict__["__pydantic_private__"].__set__
 
 
-def _construct(shaped: type[_ShapedRow], rows: list[dict[str, Any]]) -> list[BaseRow]:
+def _construct(shape: _Shape, rows: list[dict[str, Any]]) -> list[BaseRow]:
     # `model_construct` without what it looks up for every row: the driver's values are complete and of the right types.
-    new, fields_set = object.__new__, shaped._fields_set
-    any_odd = bool(shaped._odd_columns)
+    row_class, fields_set, odd_columns, reserved_columns = shape
+    new = object.__new__
     made: list[BaseRow] = []
     for values in rows:
-        extra = _take_odd_columns(shaped, values) if any_odd else None
-        row = new(shaped)
+        extra = None
+        if odd_columns:
+            extra = {name: values[name] for name in odd_columns}
+            for name in reserved_columns:
+                del values[name]
+        row = new(row_class)
         _put_values(row, values)
         _put_fields_set(row, fields_set)
         _put_extra(row, extra)
@@ -116,30 +127,22 @@ def _construct(shaped: type[_ShapedRow], rows: list[dict[str, Any]]) -> list[Bas
     return made
 
 
-def _take_odd_columns(shaped: type[_ShapedRow], values: dict[str, Any]) -> dict[str, Any]:
-    extra = {name: values[name] for name in shaped._odd_columns}
-    for name in shaped._reserved_columns:
-        del values[name]
-    return extra
-
-
 @lru_cache(maxsize=KNOWN_SHAPES)
 def _adapter(model: type[M]) -> TypeAdapter[list[M]]:
     return TypeAdapter(list[model])  # type: ignore[valid-type]
 
 
 @lru_cache(maxsize=KNOWN_SHAPES)
-def _row_class(shape: frozenset[tuple[str, str]]) -> type[_ShapedRow]:
-    columns = dict(shape)
-    odd = tuple(name for name in columns if name.startswith("_") or hasattr(BaseModel, name))
+def _shape(columns: frozenset[tuple[str, str]]) -> _Shape:
+    types = dict(columns)
+    odd = tuple(name for name in types if name.startswith("_") or hasattr(BaseModel, name))
     fields: dict[str, Any] = {
-        name: (_python_type(kind) | None, None) for name, kind in columns.items() if name not in odd
+        name: (_python_type(kind) | None, None) for name, kind in types.items() if name not in odd
     }
     base: type[_ShapedRow] = _OddShapedRow if odd else _ShapedRow
-    shaped = create_model("BaseRow", __base__=base, **fields)
-    shaped._shape, shaped._fields_set, shaped._odd_columns = shape, set(columns), odd
-    shaped._reserved_columns = tuple(name for name in odd if name.startswith(("__", "model_")))
-    return shaped
+    row_class = create_model("BaseRow", __base__=base, **fields)
+    row_class._columns = columns
+    return _Shape(row_class, set(types), odd, tuple(name for name in odd if name.startswith(("__", "model_"))))
 
 
 def _python_type(kind: str) -> Any:
@@ -150,5 +153,5 @@ def _python_type(kind: str) -> Any:
     return _PYTHON_TYPES.get(kind, Any)
 
 
-def _restore(shape: frozenset[tuple[str, str]], values: dict[str, Any]) -> BaseRow:
-    return _construct(_row_class(shape), [values])[0]
+def _restore(columns: frozenset[tuple[str, str]], values: dict[str, Any]) -> BaseRow:
+    return _construct(_shape(columns), [values])[0]
