@@ -59,7 +59,9 @@ class PySQLXEngine:
     Values go in by name, `conn.query("SELECT :id AS id", {"id": 1})`, as the statement's parameters. A `:name` inside
     a quoted literal counts as a parameter too. PostgreSQL takes a parameter in the type that the statement gives it:
     where that is not the value's own, say so with a cast of the value's type (`CAST(:day AS date)`), and pass a float,
-    never an int, for a double precision column: the server would take the int's bits for a float's.
+    never an int, for a double precision column: the server would take the int's bits for a float's. A float goes out as
+    the decimal number of its digits, since the driver has but single precision for it; MySQL takes that for text where
+    nothing gives it a type (`SELECT CAST(:share AS double)`).
 
     A datetime without a zone is taken for UTC, and datetimes come back in UTC. SQLite has no types for time: the driver
     stores dates and datetimes as milliseconds since 1970 and times as whole seconds (in milliseconds of the day), and
@@ -80,6 +82,8 @@ class PySQLXEngine:
         """A transaction may be open."""
         self._in_transaction = False
         """A transaction was opened, and not ended by anything we know of."""
+        self._openings = 0
+        """Counts the statements that made it dirty: one may be sent before a COMMIT in front of it has ended."""
         self._tainted = False
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._pooled = False
@@ -138,7 +142,7 @@ class PySQLXEngine:
         ParameterInvalidJsonValueError, NotConnectedError, and pydantic's ValidationError when a row does not fit.
         """
         _check_model(model)
-        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", *self._prepare(sql, parameters))
         if not len(response):
             return []
         rows = _read(response.get_all)
@@ -160,7 +164,7 @@ class PySQLXEngine:
         The database still produces every row: say LIMIT 1. Raises what `query` raises.
         """
         _check_model(model)
-        response = await self._call(QueryError, "query_typed", self._statement(sql, parameters))
+        response = await self._call(QueryError, "query_typed", *self._prepare(sql, parameters))
         if not len(response):
             return None
         row = _read(response.get_first)
@@ -168,12 +172,12 @@ class PySQLXEngine:
 
     async def query_as_dict(self, sql: str, parameters: Parameters | None = None) -> list[dict[str, Any]]:
         """Every row as a dict; an empty list when there is none. Raises what `query` raises."""
-        rows: list[dict[str, Any]] = await self._call(QueryError, "query_all", self._statement(sql, parameters))
+        rows: list[dict[str, Any]] = await self._call(QueryError, "query_all", *self._prepare(sql, parameters))
         return rows
 
     async def query_first_as_dict(self, sql: str, parameters: Parameters | None = None) -> dict[str, Any] | None:
         """The first row as a dict; None when there is none. Raises what `query` raises."""
-        row: dict[str, Any] = await self._call(QueryError, "query_one", self._statement(sql, parameters))
+        row: dict[str, Any] = await self._call(QueryError, "query_one", *self._prepare(sql, parameters))
         return row or None
 
     async def execute(self, sql: str, parameters: Parameters | None = None) -> int:
@@ -181,9 +185,7 @@ class PySQLXEngine:
 
         Raises ExecuteError, TypeError, ParameterInvalidValueError, ParameterInvalidJsonValueError, NotConnectedError.
         """
-        affected: int = await self._call(ExecuteError, "execute", self._statement(sql, parameters))
-        if effect_of(sql) is Effect.ENDS:
-            self._transaction_ended()
+        affected: int = await self._call(ExecuteError, "execute", *self._prepare(sql, parameters))
         return affected
 
     async def raw_cmd(self, sql: str) -> None:
@@ -191,16 +193,7 @@ class PySQLXEngine:
 
         Raises RawCmdError, TypeError, NotConnectedError.
         """
-        self._connection()
-        _check_sql(sql)
-        effect = effect_of_command(sql)
-        self._expect(effect)
-        statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=None)
-        if LOG_CONFIG.statements:
-            log_statement(sql, [], sql, {})
-        await self._call(RawCmdError, "raw_cmd", statement)
-        if effect is Effect.ENDS:
-            self._transaction_ended()
+        await self._call(RawCmdError, "raw_cmd", *self._prepare(sql, None, effect_of_command))
 
     async def begin(self) -> None:
         """Start a transaction. Raises RawCmdError, NotConnectedError."""
@@ -254,10 +247,14 @@ class PySQLXEngine:
             raise NotConnectedError
         return self._raw
 
-    def _statement(self, sql: str, parameters: Parameters | None) -> pysqlx_core.PySQLxStatement:
-        """The driver's statement for `sql` with its parameters, its effect noted, logged if that is switched on."""
+    def _prepare(
+        self, sql: str, parameters: Parameters | None, effect_of: Callable[[str], Effect] = effect_of
+    ) -> tuple[pysqlx_core.PySQLxStatement, Effect]:
+        """The driver's statement for `sql` with its parameters, logged if that is switched on, and its effect, noted
+        before the statement is sent."""
         self._connection()
-        _check_sql(sql)
+        if not isinstance(sql, str):
+            raise TypeError(f"sql must be a str, not {type(sql).__name__}")
         values = None if parameters is None else to_driver(self._provider, parameters) or None
         try:
             statement = pysqlx_core.PySQLxStatement(provider=self._provider, sql=sql, params=values)
@@ -268,12 +265,13 @@ class PySQLXEngine:
             self._expect(effect)
         if LOG_CONFIG.statements:
             log_statement(statement.sql(), statement.params() or [], sql, values or {})
-        return statement
+        return statement, effect
 
     def _expect(self, effect: Effect) -> None:
-        """Note, before a statement is sent, what it may leave behind."""
+        """Note what a statement may leave behind."""
         if effect in (Effect.OPENS, Effect.MAY_OPEN, Effect.TAINTS):
             self._dirty = True
+            self._openings += 1
         if effect is Effect.OPENS:
             self._in_transaction = True
         if effect is Effect.TAINTS:
@@ -282,18 +280,22 @@ class PySQLXEngine:
     def _transaction_ended(self) -> None:
         self._dirty, self._in_transaction = self._tainted, False
 
-    async def _call(self, failure: type[PySQLXError], method: str, argument: object) -> Any:
+    async def _call(
+        self, failure: type[PySQLXError], method: str, argument: object, effect: Effect = Effect.NONE
+    ) -> Any:
         """One call of the driver: counted while the driver works on it, its errors turned into ours."""
-        raw, in_flight = self._connection(), self._in_flight
+        raw, in_flight, openings = self._connection(), self._in_flight, self._openings
         call = DriverCall(getattr(raw, method)(argument))
         try:
             in_flight.append(call)
-            return await call
+            result = await call
         except pysqlx_core.PySQLxError as error:
             raise self._failure(failure, raw, error) from None
         except BaseException as error:
             if call.running or not _is_panic(error):
                 raise
+            if "JoinError" in str(error):
+                self._failed = True  # what sends and receives on this connection has come to its end
             raise _from_panic(failure, error) from None
         finally:
             if not call.running and call in in_flight:
@@ -301,11 +303,14 @@ class PySQLXEngine:
             # Whoever keeps an error keeps its traceback, and with it what this frame refers to: the driver's connection
             # would stay open for as long. That is also why nobody but this method takes hold of it.
             del raw
+        if effect is Effect.ENDS and openings == self._openings:
+            self._transaction_ended()
+        return result
 
     @property
     def _calls(self) -> int:
         """Calls that the driver still works on. After a cancelled or interrupted call it stays above 0."""
-        return len([call for call in self._in_flight if call.running])
+        return sum(call.running for call in self._in_flight)
 
     async def _finish_calls(self) -> None:
         """Wait until the driver has ended the calls that were cancelled or interrupted here, however they end."""
@@ -335,7 +340,12 @@ class PySQLXEngine:
         self, failure: type[PySQLXError], raw: pysqlx_core.Connection, error: pysqlx_core.PySQLxError
     ) -> PySQLXError:
         code, message, kind = map(str, error.args)
-        if not raw.is_healthy() or code in _GONE_CODES or message.startswith(_GONE_MESSAGES[self._provider]):
+        if (
+            not raw.is_healthy()
+            or code in _GONE_CODES
+            or message.startswith(_GONE_MESSAGES[self._provider])
+            or _STALE_PLAN in message
+        ):
             self._failed = True
         if kind.endswith("IsoLevelError"):
             failure = IsoLevelError
@@ -451,6 +461,10 @@ class PySQLXEngineSync:
 # with MySQL a killed session reads as a failed reconnect, and a call with the wrong number of parameters leaves the
 # connection unusable.
 _GONE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+# The driver prepares each text of a statement once, and never again: a statement that the server has forgotten (26000),
+# or whose columns have changed since, would fail on this connection for ever.
+_GONE_CODES |= {"26000"}
+_STALE_PLAN = "cached plan must not change result type"
 _GONE = ("The server terminated the connection.", "Error creating a database connection.")
 _GONE_MESSAGES: dict[Provider, tuple[str, ...]] = {
     "postgresql": _GONE,
@@ -484,7 +498,7 @@ def _is_panic(error: BaseException) -> bool:
 
 
 def _from_panic(failure: type[PySQLXError], panic: BaseException) -> PySQLXError:
-    return failure("0", f"the driver cannot express a value of the result in Python: {panic}")
+    return failure("0", f"the driver cannot convert a value of the result, or of the parameters: {panic}")
 
 
 def _read(get: Callable[[], T]) -> T:
@@ -495,11 +509,6 @@ def _read(get: Callable[[], T]) -> T:
         if not _is_panic(error):
             raise
         raise _from_panic(QueryError, error) from None
-
-
-def _check_sql(sql: object) -> None:
-    if not isinstance(sql, str):
-        raise TypeError(f"sql must be a str, not {type(sql).__name__}")
 
 
 def _check_model(model: object) -> None:

@@ -50,6 +50,7 @@ class _ThreadLoop:
     """
 
     create_future = staticmethod(partial(_Wake, loop=_NoLoop()))  # type: ignore[arg-type]
+    is_closed = staticmethod(bool)
 
     def __init__(self) -> None:
         self._woken: SimpleQueue[None] = SimpleQueue()
@@ -122,23 +123,23 @@ class DriverCall(Generic[T]):
     next to the step that they tell of.
     """
 
-    __slots__ = ("_awaited", "_coroutine", "running")
+    __slots__ = ("_awaited_in", "_coroutine", "running")
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
         self.running = False
         """It was handed to the driver, and the driver has not ended it."""
-        self._awaited = False
+        self._awaited_in: asyncio.AbstractEventLoop | None = None
 
     @property
     def abandoned(self) -> bool:
-        """Whether it runs and nobody awaits it any more (cancelled, interrupted)."""
-        return self.running and not self._awaited
+        """Whether it runs and nobody awaits it any more (cancelled, interrupted, or the event loop is closed)."""
+        return self.running and (self._awaited_in is None or self._awaited_in.is_closed())
 
     def __await__(self) -> Generator[Any, None, T]:
         # Not `await coroutine`: that would hand a cancellation on to the driver, which then drops its half of the
         # call, and nobody would learn any more when the database has finished with it.
-        self._awaited = True
+        self._awaited_in = loop = asyncio._get_running_loop()
         try:
             send = calls_in_flight.enter(self)
             while True:
@@ -154,8 +155,9 @@ class DriverCall(Generic[T]):
                     raise
                 yield wake
         finally:
-            self._awaited = False
-            calls_in_flight.leave(self)
+            if self._awaited_in is loop:  # else this is what is left of the wait in a loop that was closed
+                self._awaited_in = None
+                calls_in_flight.leave(self)
 
     def _has_ended(self) -> bool:
         try:

@@ -74,7 +74,11 @@ def _fits_64_bits(value: int) -> bool:
     return -(2**63) <= value < 2**63
 
 
-def _float(provider: Provider, name: str, value: float) -> float:
+def _float(provider: Provider, name: str, value: float) -> Decimal | float:
+    if math.isfinite(value):
+        return Decimal(float.__repr__(value))  # the driver would send a float in single precision
+    if provider == "mysql":
+        _refuse(name, f"is {value}, which {provider} does not know: pass None")
     return float(value)
 
 
@@ -132,7 +136,7 @@ def _array(provider: Provider, name: str, value: tuple[object, ...]) -> tuple[ob
             _refuse(name, f"has {item!r} at position {index}: the driver sends neither NULLs nor arrays in an array")
         if type(item) is not type(items[0]):
             kinds = f"{type(items[0]).__name__} at position 0 and {type(item).__name__} at position {index}"
-            _refuse(name, f"has {kinds}: all items of an array have one type")
+            _refuse(name, f"has {kinds}: all items of an array have one type, and a float that is finite is a Decimal")
     return items
 
 

@@ -104,6 +104,7 @@ class ServerSession:
         "address",
         "in_process",
         "liveness_checked",
+        "rollback",
         "server",
         "server_id",
         "server_limit",
@@ -120,12 +121,15 @@ class ServerSession:
         server_limit: int | None = None,
         behind_proxy: bool = False,
         server: str | None = None,
+        rollback: str = "ROLLBACK",
     ) -> None:
         self.server_id = server_id
         self.server_limit = server_limit
         """Connections that the server takes from ordinary users at most, as far as it tells."""
         self.liveness_checked = liveness_checked
         """Whether the server looks in mid-query whether we still live."""
+        self.rollback = rollback
+        """The command that ends a transaction, and sets again what RESET ALL may have taken away."""
         self.in_process = in_process
         """Whether the database works in this process."""
         self._file = file
@@ -269,15 +273,17 @@ async def _identify(engine: PySQLXEngine, find: Callable[[int | None], Found]) -
         except QueryError:  # the server's platform cannot check (it refuses any value but 0)
             row = await engine.query_first_as_dict(_POSTGRESQL_PLAIN)
         assert row is not None
-        checked = row.get("liveness") not in {None, "0"}
+        liveness = row.get("liveness")
+        reset = f"; SET client_connection_check_interval TO '{LIVENESS_CHECK}'" if liveness == LIVENESS_CHECK else ""
         own_socket, behind_proxy = find(row["port"])
         return ServerSession(
             int(row["server_id"]),
             own_socket,
-            liveness_checked=checked,
+            liveness_checked=liveness not in {None, "0"},
             server_limit=row.get("server_limit"),
             behind_proxy=behind_proxy,
             server=row.get("server"),
+            rollback=f"ROLLBACK{reset}",
         )
     if provider == "mysql":
         row = await engine.query_first_as_dict(_MYSQL)

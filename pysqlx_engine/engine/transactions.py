@@ -34,20 +34,23 @@ _ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 _DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
 _ENDS_AFTER_ALL = re.compile(r"\bAND\s+NO\s+CHAIN\b", re.IGNORECASE)
 # MySQL's table locks say READ or WRITE; PostgreSQL's LOCK says neither and ends with its transaction. With MySQL's
-# completion_type every ROLLBACK may open the next transaction, with SQL Server's ANSI_DEFAULTS every statement.
+# completion_type every ROLLBACK may open the next transaction, with SQL Server's ANSI_DEFAULTS every statement. DISCARD
+# ALL and DEALLOCATE ALL take away the statements that the driver has prepared, and does not prepare again.
 _OUTLIVES = re.compile(
     r"AUTOCOMMIT|COMPLETION_TYPE|IMPLICIT_TRANSACTIONS|ANSI_DEFAULTS|LOCKING_MODE"
+    r"|\b(?:DISCARD|DEALLOCATE)\s+(?:PREPARE\s+)?ALL\b"
     r"|\bLOCK\b.*\b(?:READ|WRITE|INSTANCE)\b|\bREAD\s+LOCK\b|\bFOR\s+EXPORT\b|\bHANDLER\b|\bBACKUP\s+(?:LOCK|STAGE)\b",
     re.IGNORECASE | re.DOTALL,
 )
 # Statements with these words open no transaction and leave nothing that outlives one. Any other word is not trusted.
 _PLAIN = re.compile(
     "SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|VALUES|TABLE|WITH|CREATE|DROP|ALTER|TRUNCATE|COMMENT|GRANT|REVOKE|ANALYZE"
-    "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|RESET|DISCARD|DEALLOCATE|ATTACH|DETACH|LISTEN|UNLISTEN"
-    "|NOTIFY|COPY|KILL|UNLOCK"
+    "|VACUUM|REINDEX|CLUSTER|OPTIMIZE|EXPLAIN|SHOW|DESCRIBE|USE|ATTACH|DETACH|LISTEN|UNLISTEN|NOTIFY|COPY"
+    "|KILL|UNLOCK"
 )
-# With these, it depends on what follows.
-_SETTINGS = frozenset({"SET", "PRAGMA", "FLUSH"})
+# With these, it depends on what follows: RESET ALL takes away what a pool has set, and sets again with a ROLLBACK.
+_SETTINGS = frozenset({"SET", "RESET", "DISCARD", "DEALLOCATE", "PRAGMA", "FLUSH"})
+_UNSETS = re.compile(r"\bALL\b|CLIENT_CONNECTION_CHECK_INTERVAL", re.IGNORECASE)
 _CACHED_LENGTH = 2000
 
 
@@ -83,7 +86,7 @@ def _effect(sql: str) -> Effect:
         return Effect.ENDS
     if word in {"BEGIN", "START"} and _BEGINS.search(sql):
         return Effect.OPENS
-    return Effect.NONE if word in _SETTINGS else Effect.MAY_OPEN
+    return Effect.NONE if word in _SETTINGS and not _UNSETS.search(sql) else Effect.MAY_OPEN
 
 
 _cached_effect = lru_cache(maxsize=1024)(_effect)

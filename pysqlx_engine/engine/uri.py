@@ -91,7 +91,9 @@ _OPTION = re.compile(r"([?&])([^=&]*)=([^&]*)")
 _SECRET = re.compile(r"(?i)password|passwd|pwd|secret|token|^key$")
 _SECRET_PROPERTY = re.compile(r"(?i)(;[^=;]*(?:password|pwd|secret|token)[^=;]*=)(?:\s*\{(?:[^}]|\}\})*\}?|[^;]*)")
 # What stands for a SQL Server's port and is no number may be a password, e.g. of a URI written as for PostgreSQL.
-_NO_PORT = re.compile(r"(?i)^((?:jdbc:)?sqlserver://[^;]*?:)(?!\d+\s*(?:;|$))[^;\]]+(?=;|$)")
+_NO_PORT = re.compile(r"(?i)^((?:jdbc:)?sqlserver://[^;]*?:)(?!\d{1,5}\s*(?:;|$))[^;\]]+(?=;|$)")
+# A password that begins with digits looks like a port, up to the / or ? or # in it. An @ after a = is in an option.
+_CUT_PASSWORD = re.compile(r"//[^/?#@]*:\d*[/?#][^=@]*@")
 
 
 def mask_uri(text: str) -> str:
@@ -127,6 +129,8 @@ def _invalid(text: str, reason: str) -> ConnectError:
 
 def _url(provider: Provider, text: str, rest: str) -> DatabaseURI:
     """PostgreSQL and MySQL."""
+    if _CUT_PASSWORD.match(rest):
+        raise _invalid(text, "its password ends too soon")
     rest = rest.partition("#")[0]  # the driver drops a fragment as well
     try:
         parts = urlsplit(f"{provider}:{rest}")
@@ -166,8 +170,8 @@ def _sqlserver(text: str, rest: str) -> DatabaseURI:
     if not backslash:
         host, _, number = host.rpartition(":") if ":" in host and not host.endswith("]") else (host, "", "")
         number = number or properties.get("port", properties.get("portnumber", ""))
-        if number and not number.isdecimal():
-            raise _invalid(text, "its port is not a number")  # which may be a password in the wrong place
+        if number and (not number.isdecimal() or int(number) > 65535):
+            raise _invalid(text, "its port is none")  # it may be a password in the wrong place
         port = int(number) if number else _DEFAULT_PORTS["sqlserver"]
     host = _same_host(host.strip("[]"))
     database = "master"

@@ -165,7 +165,7 @@ class Upkeep:
                 return await self._end_transaction(conn)
             if engine._provider != "sqlite":  # its file cannot go away under an open descriptor
                 async with asyncio.timeout(TEST_TIMEOUT):
-                    await self._round_trip(engine)
+                    await self._round_trip(conn)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is of no use
             logger.debug("Pool: %s is not alive: %s", conn, error or repr(error))
             return False
@@ -215,7 +215,7 @@ class Upkeep:
             return True
         try:
             async with asyncio.timeout(CLEAN_TIMEOUT):
-                await engine.rollback()
+                await self._roll_back(conn)
         except PySQLXError as error:
             # SQLite refuses a ROLLBACK when no transaction is open, which is what is wanted.
             if engine._provider != "sqlite" or "no transaction is active" not in error.message:
@@ -224,6 +224,10 @@ class Upkeep:
         except TimeoutError:
             return False
         return True
+
+    async def _roll_back(self, conn: ConnInfo) -> None:
+        await conn.engine.raw_cmd(conn.session.rollback)
+        conn.engine._transaction_ended()
 
     async def _stop_query(self, conn: ConnInfo) -> bool:
         """A query that nobody waits for any more is still running: have it end. False when that did not work."""
@@ -243,16 +247,16 @@ class Upkeep:
                 # What was told may arrive when the query has ended, and hit the next one: let that be one of ours.
                 # Twice: if it hits the first, the second goes through.
                 with contextlib.suppress(RawCmdError):
-                    await self._round_trip(engine)
+                    await self._round_trip(conn)
                     return True
-                await self._round_trip(engine)
+                await self._round_trip(conn)
                 return True
         except (TimeoutError, PySQLXError, PoolError):
             return False
 
-    async def _round_trip(self, engine: PySQLXEngine) -> None:
+    async def _round_trip(self, conn: ConnInfo) -> None:
         """Ask the server for what does no harm. In a transaction that has failed, it takes nothing but its end."""
-        await (engine.rollback() if engine._dirty else engine.raw_cmd("SELECT 1"))
+        await (self._roll_back(conn) if conn.engine._dirty else conn.engine.raw_cmd("SELECT 1"))
 
     async def _tell_server_to_stop(self, conn: ConnInfo, patience: float) -> None:
         """Through another connection of the pool. Raises PoolTimeoutError when none can be had in `patience` seconds,

@@ -141,6 +141,31 @@ def test_the_connection_knows_when_a_transaction_may_be_open(face: Callable[[str
     assert engine._dirty
 
 
+def test_a_transaction_is_known_to_have_ended_whichever_method_ended_it(
+    face: Callable[[str], Face], database: Database
+) -> None:
+    conn = face(database.uri)
+    engine = conn.engine if isinstance(conn.engine, PySQLXEngine) else conn.engine._engine
+    conn.connect()
+    for end in (conn.execute, conn.query, conn.query_first, conn.query_as_dict, conn.query_first_as_dict):
+        conn.begin()
+        assert engine._in_transaction
+        end("COMMIT")
+        assert not engine._dirty
+        assert not engine._in_transaction
+
+
+async def test_a_transaction_begun_before_the_commit_in_front_of_it_has_ended_is_known(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as conn:
+        await conn.begin()
+        await asyncio.gather(conn.commit(), conn.begin())
+        assert conn._dirty
+        assert conn._in_transaction
+        await conn.rollback()
+        await asyncio.gather(conn.begin(), conn.rollback())
+        assert not conn._dirty
+
+
 def test_a_connection_is_opened_once_and_closed_as_often_as_wanted(
     face: Callable[[str], Face], database: Database
 ) -> None:
@@ -263,3 +288,31 @@ def test_a_mysql_connection_that_a_missing_parameter_broke_is_not_healthy(mariad
         with pytest.raises(QueryError, match="takes 1 parameters"):
             conn.query("SELECT :a AS a")
         assert not conn.is_healthy()
+
+
+def test_a_connection_whose_prepared_statements_are_of_no_use_is_not_healthy(
+    face: Callable[[str], Face], postgresql_db: Database
+) -> None:
+    forgotten = face(postgresql_db.uri)
+    forgotten.connect()
+    forgotten.query("SELECT 1 AS a")
+    forgotten.raw_cmd("DEALLOCATE ALL")
+    with pytest.raises(QueryError, match=r"prepared statement .* does not exist"):
+        forgotten.query("SELECT 1 AS a")
+    assert not forgotten.is_healthy()
+    stale = face(postgresql_db.uri)
+    stale.connect()
+    stale.execute("CREATE TABLE t (a int)")
+    stale.query("SELECT * FROM t")
+    stale.execute("ALTER TABLE t ADD COLUMN b int")
+    with pytest.raises(QueryError, match="cached plan must not change result type"):
+        stale.query("SELECT * FROM t")
+    assert not stale.is_healthy()
+
+
+def test_a_connection_that_a_value_broke_is_not_healthy(face: Callable[[str], Face], postgresql_db: Database) -> None:
+    conn = face(postgresql_db.uri)
+    conn.connect()
+    with pytest.raises(QueryError, match="cannot convert a value of the result, or of the parameters"):
+        conn.query("SELECT CAST(:v AS numeric) AS v", {"v": float("inf")})
+    assert not conn.is_healthy()

@@ -103,7 +103,7 @@ async def test_a_cancelled_call_can_be_waited_for_to_its_end(database: Database)
 async def test_a_call_that_was_never_begun_is_not_waited_for(sqlite_uri: str) -> None:
     async with PySQLXEngine(sqlite_uri) as conn:
         await conn.execute("CREATE TABLE t (a int)")
-        call = DriverCall(conn._connection().execute(conn._statement("INSERT INTO t VALUES (1)", None)))
+        call = DriverCall(conn._connection().execute(conn._prepare("INSERT INTO t VALUES (1)", None)[0]))
         conn._in_flight.append(call)  # an interrupt came in between
         assert conn._calls == 0
         await conn._finish_calls()

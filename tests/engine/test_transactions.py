@@ -51,6 +51,8 @@ def test_a_statement_that_opens_one_is_seen(sql: str) -> None:
         "CASE WHEN 1 THEN START TRANSACTION; END CASE",
         "/*M! BEGIN */ WORK",
         "FROBNICATE",
+        "RESET ALL",
+        "SET client_connection_check_interval = 0",
     ],
 )
 def test_a_statement_that_may_open_one_is_seen(sql: str) -> None:
@@ -69,6 +71,9 @@ def test_a_statement_that_may_open_one_is_seen(sql: str) -> None:
         "SET search_path TO x",
         "VALUES (1)",
         "PRAGMA user_version",
+        "RESET search_path",
+        "DISCARD TEMP",
+        "DEALLOCATE mine",
         "/* BEGIN */ SELECT 1",
     ],
 )
@@ -115,6 +120,8 @@ def test_a_command_that_cannot_be_told_counts_as_one_that_opens(sql: str) -> Non
         "BEGIN NOT ATOMIC SET autocommit=0; END",
         "EXECUTE IMMEDIATE 'SET autocommit=0'",
         "/*M! SET */ autocommit=0",
+        "DISCARD ALL",
+        "deallocate prepare all",
     ],
 )
 def test_what_a_rollback_does_not_undo_taints_the_connection(sql: str) -> None:

@@ -43,6 +43,8 @@ def test_one_postgresql_database_has_one_identity_however_it_is_written(uri: str
         ("mariadb://root@db:3307/shop", "mysql://db:3307/shop"),
         ("mysql://root@x/shop?socket=/run/mysqld/mysqld.sock", "mysql://127.0.0.1:3306/shop"),
         ("mysql://root@db", "mysql://db:3306/mysql"),
+        ("postgresql://db:1/b?application_name=me@here", "postgresql://db:1/b"),
+        ("postgresql://me:1234@db/a@b", "postgresql://db:5432/a@b"),
         ("sqlserver://db;database=shop;user=sa;password=x", "sqlserver://db:1433/shop"),
         ("jdbc:sqlserver://db:1444;initial catalog=shop", "sqlserver://db:1444/shop"),
         ("sqlserver://localhost\\SQL2019;password={a;b}}c}", "sqlserver://127.0.0.1\\sql2019/master"),
@@ -82,6 +84,7 @@ def test_a_database_in_memory_has_no_identity() -> None:
         "postgresql://u@h:port/db",
         "postgresql://u@h:99999/db",
         "sqlserver://h:x;database=d",
+        "sqlserver://h:65536;database=d",
         "sqlite:a\x00b",
     ],
 )
@@ -98,6 +101,7 @@ def test_an_unknown_provider_is_told_what_is_accepted() -> None:
 
 
 SECRET = "hunter2"
+DIGITS = "567890"
 WITH_SECRETS = [
     f"postgresql://me:{SECRET}@db/x",
     f"postgresql://me:a/{SECRET}@db/x",
@@ -118,6 +122,9 @@ WITH_SECRETS = [
     f"sqlite:./x.db?password={SECRET}",
     f"sqlite::memory:?password={SECRET}",
     f"file:x.db?key={SECRET}",
+    *(f"{scheme}://me:1234{cut}{DIGITS}@db:5432/x" for scheme in ("postgresql", "mysql") for cut in "/?#"),
+    f"postgresql://me:1234/5?{DIGITS}@db/x",
+    f"sqlserver://sa:{DIGITS};database=x",
 ]
 
 
@@ -129,7 +136,7 @@ def test_no_form_of_a_uri_that_may_be_shown_contains_the_password(uri: str) -> N
         shown += [repr(parsed), parsed.masked, parsed.identity or ""]
     except ConnectError as error:
         shown += [str(error), repr(error)]
-    assert not [text for text in shown if SECRET in text]
+    assert not [text for text in shown if SECRET in text or DIGITS in text]
     assert any("***" in text for text in shown)
 
 

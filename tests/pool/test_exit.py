@@ -15,6 +15,7 @@ import asyncio, sys
 from pysqlx_engine import PySQLXEnginePool
 
 pool = PySQLXEnginePool(uri=sys.argv[1], min_size=3, max_size=4)
+tasks = []
 
 async def query():
     async with pool.connection() as conn:
@@ -23,7 +24,7 @@ async def query():
 async def main():
     await pool.start()
     if sys.argv[3] == "busy":
-        task = asyncio.create_task(query())
+        tasks.append(asyncio.create_task(query()))
         while not pool.stats().in_use:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
@@ -31,6 +32,17 @@ async def main():
 
 asyncio.run(main())
 """
+# Whoever closes a loop without asyncio.run leaves its tasks as they are.
+CLOSED_LOOP = ASYNCIO.replace(
+    "asyncio.run(main())",
+    """
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
+for task in tasks:
+    task._log_destroy_pending = False
+""",
+)
 THREADS = """
 import sys, threading, time
 from pysqlx_engine import PySQLXEnginePoolSync
@@ -52,7 +64,7 @@ print("done")
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
-@pytest.mark.parametrize("script", [ASYNCIO, THREADS], ids=["asyncio", "threads"])
+@pytest.mark.parametrize("script", [ASYNCIO, CLOSED_LOOP, THREADS], ids=["asyncio", "closed loop", "threads"])
 def test_a_script_that_never_stops_its_pool_ends_cleanly(database: Database, script: str, state: str) -> None:
     arguments = [database.uri, database.sleep_sql(1.0), state]
     done = subprocess.run(

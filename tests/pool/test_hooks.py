@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
+from pysqlx_engine.engine.session import LIVENESS_CHECK
 from pysqlx_engine.errors import PoolError, PoolTimeoutError
 from pysqlx_engine.pool import hooks
 from tests.servers import Database, PostgresServer
@@ -95,15 +96,32 @@ async def test_reset_makes_what_came_back_fit_for_the_next(postgresql_db: Databa
     """Session settings are the user's business, and this is where to undo them."""
 
     async def reset(conn: PySQLXEngine) -> None:
-        await conn.raw_cmd("DISCARD ALL")
+        await conn.raw_cmd("RESET ALL; DISCARD TEMP")
 
     async with PySQLXEnginePool(postgresql_db.uri, min_size=1, max_size=1, reset=reset) as pool:
         async with pool.connection() as conn:
+            assert await conn.query_first_as_dict("SHOW search_path") == {"search_path": '"$user", public'}
             await conn.raw_cmd("SET search_path TO pg_catalog; CREATE TEMPORARY TABLE mine (a int)")
         async with pool.connection() as conn:
             assert await conn.query_first_as_dict("SHOW search_path") == {"search_path": '"$user", public'}
             assert await conn.query_first_as_dict("SELECT to_regclass('mine')::text AS a") == {"a": None}
+            # What the pool has set itself is not the user's to lose: by it the server sees that a client is gone.
+            checked = await conn.query_first_as_dict("SHOW client_connection_check_interval")
+            assert checked == {"client_connection_check_interval": LIVENESS_CHECK}
         assert pool.stats().opened == 1
+
+
+async def test_a_reset_that_takes_the_prepared_statements_away_costs_the_connection_and_no_error(
+    postgresql_db: Database,
+) -> None:
+    async def reset(conn: PySQLXEngine) -> None:
+        await conn.raw_cmd("DISCARD ALL")
+
+    async with PySQLXEnginePool(postgresql_db.uri, min_size=1, max_size=1, reset=reset) as pool:
+        for _ in range(3):
+            async with pool.connection() as conn:
+                assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+        assert pool.stats().opened >= 3
 
 
 @pytest.mark.parametrize("failure", ["raises", "hangs", "dirty"])

@@ -55,3 +55,29 @@ def test_a_pool_whose_loop_is_closed_says_so_and_can_be_started_again(database: 
     asyncio.run(stop())
     with database.sampler() as sample:
         assert sample() == 0
+
+
+def test_a_query_left_behind_in_a_closed_loop_is_waited_for_and_no_lease_is_lost(database: Database) -> None:
+    pool = PySQLXEnginePool(database.uri, min_size=1, max_size=1)
+    sent = asyncio.Event()
+
+    async def leave_behind() -> None:
+        async with pool.connection() as conn:
+            query = conn.query(database.sleep_sql(0.5))
+            asyncio.get_running_loop().call_soon(sent.set)
+            await query
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.start())
+    task = loop.create_task(leave_behind())
+    loop.run_until_complete(sent.wait())
+    loop.close()
+
+    async def start_again() -> None:
+        async with pool:
+            assert await use(pool) == {"a": 1}
+        assert pool.stats().held == 0
+
+    asyncio.run(start_again())
+    assert not task.done()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it will never be
