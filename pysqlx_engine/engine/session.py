@@ -222,11 +222,13 @@ def _leave_all_to_the_parent() -> None:
 os.register_at_fork(after_in_child=_leave_all_to_the_parent)
 
 
-async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
+async def open_session(
+    engine: PySQLXEngine, uri: DatabaseURI, given_up: Callable[[ConnectError], None]
+) -> ServerSession:
     """Connect `engine`, ask the server who it is there, and find the connection's socket in this process.
 
     Raises ConnectError, and not before the server is done with a login that the driver gave up, where that can be seen:
-    until then it is a session on the server. Must run in an event loop.
+    until then it is a session on the server. `given_up` is told at once. Must run in an event loop.
     """
     if _over_unix_socket(uri):
         # A Unix socket has no port to tell one from another: the new one is the one that was not there before. So opens
@@ -250,6 +252,7 @@ async def open_session(engine: PySQLXEngine, uri: DatabaseURI) -> ServerSession:
     except ConnectError as error:
         # With a code of its own the server has answered, and what it refuses it does not keep.
         if uri.port and error.code == "0" and time.monotonic() - started > LOGIN_LOOK:
+            given_up(error)
             await _login_ended(uri.port, known)
         raise
 

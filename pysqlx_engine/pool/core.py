@@ -6,8 +6,9 @@ and performs the effects after it has let go of the lock, so cancellation and ot
 states, never into the middle of one.
 
 The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` ->
-given back. An idle connection that may be dead goes through `testing` before somebody gets it. What is held is the sum
-of these; it changes only by `granted` and by `Effects.give_back`.
+given back. An idle connection that may be dead goes through `testing` before somebody gets it; a login that the driver
+gave up stays in `given_up` until the server has given it up as well. What is held is the sum of these; it changes only
+by `granted` and by `Effects.give_back`.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class PoolCore:
 
     `check_after`: seconds idle after which a connection is tested before somebody gets it.
     `max_waiting`: most waiters, 0 for any number.
-    `fail_fast`: while nothing can be opened and nothing is open, nobody waits.
+    `fail_fast`: while nothing can be opened and nothing is open, nobody waits, but for one at a time who finds out.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class PoolCore:
         self.spare: list[Lease] = []
         self.opening: set[Lease] = set()
         self.closing: set[ConnInfo] = set()
+        self.given_up: set[Lease] = set()
         self.ceiling: int | None = None
         self.server_limit: int | None = None
         """Leases that are of use while the server refuses more connections; None while it does not."""
@@ -178,7 +180,12 @@ class PoolCore:
     @property
     def held(self) -> int:
         """Leases this pool holds."""
-        return len(self.spare) + len(self.opening) + self.size + len(self.closing)
+        return len(self.spare) + len(self.opening) + self.size + self.returning
+
+    @property
+    def returning(self) -> int:
+        """Leases whose connection is closed on our side, but not on the server's."""
+        return len(self.closing) + len(self.given_up)
 
     @property
     def size(self) -> int:
@@ -231,7 +238,7 @@ class PoolCore:
     def waits_for_itself(self, owner: int) -> bool:
         """Whether `owner`, who waits or has just given up, holds a connection, everybody else who holds one waits for
         another as well, and there will be no more of them: then nobody will ever bring one back."""
-        if self.spare or self.opening or self.testing or self.closing or self.last_error is not None:
+        if self.spare or self.opening or self.testing or self.returning or self.last_error is not None:
             return False
         if self.size < self.budget_size and not self.denied:
             return False
@@ -343,7 +350,7 @@ class PoolCore:
         return self._keep_or_close(conn, keep=alive and not over)
 
     def _over_ceiling(self) -> bool:
-        return self.ceiling is not None and self.held - len(self.closing) > self.ceiling
+        return self.ceiling is not None and self.held - self.returning > self.ceiling
 
     def _keep_or_close(self, conn: ConnInfo, *, keep: bool) -> Effects:
         if keep and not conn.retire and self.state is _OPEN:
@@ -388,17 +395,34 @@ class PoolCore:
         self.idle.append(conn)
         return self._plan()
 
-    def open_failed(self, lease: Lease, error: BaseException, *, permanent: bool, at_limit: bool = False) -> Effects:
+    def open_failed(
+        self,
+        lease: Lease,
+        error: BaseException,
+        *,
+        permanent: bool,
+        at_limit: bool = False,
+        given_up: bool = False,
+    ) -> Effects:
         """Nothing is opened until `try_again`. Waiters keep their places, unless it is `permanent`: what waiting cannot
         cure is told at once. `at_limit`: the server takes no more connections; until `lift_limit` the pool makes do
-        with what it has."""
+        with what it has. `given_up`: the server may be at work on the login until `login_ended`."""
+        if given_up:
+            self.given_up.add(lease)
+        else:
+            self.spare.append(lease)
         self.opening.remove(lease)
-        self.spare.append(lease)
         self.last_error = error
         self.backing_off = True
         if at_limit:
             self.server_limit = max(1, self.size + len(self.opening))
         return self._plan(self._fail_waiters(error) if permanent else None)
+
+    def login_ended(self, lease: Lease) -> Effects:
+        """The server is done with a login that had been given up."""
+        self.spare.append(lease)
+        self.given_up.remove(lease)
+        return self._plan()
 
     def lift_limit(self) -> Effects:
         self.server_limit = None
@@ -467,11 +491,12 @@ class PoolCore:
     def fail_waiters(self, error: BaseException) -> Effects:
         return self._plan(self._fail_waiters(error))
 
-    def _fail_waiters(self, error: BaseException) -> Effects:
-        failed = list(self.waiters)
+    def _fail_waiters(self, error: BaseException, keep: int = 0) -> Effects:
+        """All but the first `keep` of them."""
+        failed = list(self.waiters)[keep:]
         for waiter in failed:
             waiter.error = error
-        self.waiters.clear()
+            del self.waiters[waiter]
         return Effects(wake=failed)
 
     # -- the decision ---------------------------------------------------------------------------------------------
@@ -488,8 +513,10 @@ class PoolCore:
             conn = self.idle.pop()
             self.testing.add(conn)
             effects.test.append(conn)
-        if self.fail_fast and self.last_error is not None and self.backing_off and not self.size and not self.opening:
-            effects.wake += self._fail_waiters(self.last_error).wake
+        if self.fail_fast and self.last_error is not None and not self.size:
+            # One has to find out whether the server is back; nobody else waits for that.
+            probes = 0 if self.backing_off and not self.opening else 1
+            effects.wake += self._fail_waiters(self.last_error, keep=probes).wake
         if self.state is _OPEN and not self.backing_off:
             while self.spare and len(self.opening) < self._most_opening and self._short():
                 lease = self.spare.pop()
@@ -504,7 +531,7 @@ class PoolCore:
         del self.spare[keep:]
         if self.ceiling is not None:
             # The oldest of the idle ones first; those that are closing already are on their way back.
-            while self.idle and self.held - len(self.closing) > self.ceiling:
+            while self.idle and self.held - self.returning > self.ceiling:
                 conn = self.idle.pop(0)
                 self.closing.add(conn)
                 effects.close.append(conn)

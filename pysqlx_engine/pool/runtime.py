@@ -303,9 +303,12 @@ class PoolRuntime:
     async def _open(self, lease: Lease) -> None:
         started = time.monotonic()
         try:
-            conn = await self.upkeep.open(lease)
+            conn = await self.upkeep.open(lease, lambda error: self._open_failed(lease, error, given_up=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, the lease must not stay here
-            self._open_failed(lease, error)
+            if lease in self.core.given_up:
+                self._decide(self.core.login_ended, lease)
+            else:
+                self._open_failed(lease, error)
             return
         self._outage.succeeded(at_limit=self.core.server_limit is not None)
         if self._budget is not None:
@@ -320,11 +323,13 @@ class PoolRuntime:
             self._compare_with_server(conn.session.server_limit)
         self._perform(effects)
 
-    def _open_failed(self, lease: Lease, error: Exception) -> None:
+    def _open_failed(self, lease: Lease, error: Exception, *, given_up: bool = False) -> None:
         name, at_limit = self.config.name, isinstance(error, ConnectError) and error.at_server_limit
         with self._lock:
             self._counters.open_errors += 1
-            effects = self.core.open_failed(lease, error, permanent=_is_permanent(error), at_limit=at_limit)
+            effects = self.core.open_failed(
+                lease, error, permanent=_is_permanent(error), at_limit=at_limit, given_up=given_up
+            )
             limit = self.core.server_limit
         failure = self._outage.failed(time.monotonic(), suffered=not (at_limit and self.core.size))
         if at_limit:
@@ -650,7 +655,7 @@ class PoolRuntime:
     def describe(self) -> str:
         core = self.core
         budget = self._budget.describe() if self._budget is not None else "no budget yet"
-        passing = {"testing": len(core.testing), "opening": len(core.opening), "closing": len(core.closing)}
+        passing = {"testing": len(core.testing), "opening": len(core.opening), "closing": core.returning}
         rest = "".join(f", {count} {what}" for what, count in passing.items() if count)
         text = (
             f"{budget} ({core.held} here: {len(core.in_use)} in use, {len(core.idle)} idle{rest}), "
@@ -674,7 +679,7 @@ class PoolRuntime:
                 idle=len(core.idle),
                 waiting=len(core.waiters),
                 opening=len(core.opening),
-                closing=len(core.closing),
+                closing=core.returning,
                 held=core.held,
                 requests=counters.requests,
                 requests_waited=counters.requests_waited,

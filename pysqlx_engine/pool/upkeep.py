@@ -107,20 +107,21 @@ class Upkeep:
 
     # -- open and close -------------------------------------------------------------------------------------------
 
-    async def open(self, lease: Lease) -> ConnInfo:
+    async def open(self, lease: Lease, given_up: Callable[[Exception], None]) -> ConnInfo:
         """A new connection, configured. Whatever it raises: no session is left on the server, as far as that can be
-        seen."""
-        face: Any = None
+        seen. `given_up` is told before, where it takes time to see that."""
+        engine: PySQLXEngine | None = None
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 uri = await self._uri_to_open()
-                face = (PySQLXEngineSync if self._threads else PySQLXEngine)(uri.driver_uri)
-                engine: PySQLXEngine = face._engine if self._threads else face
+                face: Any = (PySQLXEngineSync if self._threads else PySQLXEngine)(uri.driver_uri)
+                engine = face._engine if self._threads else face
+                assert engine is not None
                 engine._pooled = True
-                session = await open_session(engine, uri)
+                session = await open_session(engine, uri, given_up)
         except Exception as error:
-            if face is not None:
-                await (face._engine if self._threads else face).close()
+            if engine is not None:
+                await engine.close()
                 if not isinstance(error, ConnectError):
                     # There may be a session that we do not know: it could not tell us who it is.
                     await asyncio.sleep(UNCONFIRMED_CLOSE)
@@ -268,7 +269,7 @@ class Upkeep:
         try:
             if other.session.server != session.server:  # the same number is somebody else's there
                 raise PoolError("the other connection is one to another server")
-            await other.engine.raw_cmd(command.format(session.server_id))
+            await _to_its_end(other.engine.raw_cmd(command.format(session.server_id)))
         finally:
             self._give_back(other)
 
@@ -294,6 +295,18 @@ async def driver_is_done(engine: PySQLXEngine) -> None:
     while engine._calls:
         await asyncio.sleep(0.01)
         await engine._finish_calls()
+
+
+async def _to_its_end(sent: Coroutine[Any, Any, None]) -> None:
+    """Await what cannot be taken back once it is sent: who is cancelled meanwhile does not go before it has ended."""
+    task = asyncio.create_task(sent)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=CANCEL_TIMEOUT)
+        raise
+    finally:
+        task.cancel()
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -20,9 +20,13 @@ from pysqlx_engine.errors import ConnectError
 from ..servers import PostgresServer
 
 
+def ignore(error: ConnectError) -> None:
+    """Nobody wants to know that a login was given up."""
+
+
 async def opened(uri: str) -> tuple[PySQLXEngine, ServerSession]:
     engine = PySQLXEngine(uri)
-    return engine, await open_session(engine, parse_uri(uri))
+    return engine, await open_session(engine, parse_uri(uri), ignore)
 
 
 async def ended(engine: PySQLXEngine, session: ServerSession, *, busy: bool = False) -> bool:
@@ -58,7 +62,7 @@ async def test_other_sockets_of_the_process_stay_blocking(postgres: PostgresServ
 
     uri = postgres.uri() if transport == "tcp" else unix_uri(postgres)
     engine = Meanwhile(uri)
-    session = await open_session(engine, parse_uri(uri))
+    session = await open_session(engine, parse_uri(uri), ignore)
     assert all(os.get_blocking(end.fileno()) for end in (ours, theirs, *made))
     assert await ended(engine, session) is True
     for end in (ours, theirs, *made):
@@ -119,7 +123,7 @@ async def test_a_connection_that_was_there_before_is_not_taken_for_the_new_one(p
             return {"server_id": 1, "port": port, "liveness": None}
 
     second = Older(postgres.uri())
-    assert (await open_session(second, parse_uri(postgres.uri()))).address is None
+    assert (await open_session(second, parse_uri(postgres.uri()), ignore)).address is None
     assert session.address == address
     await second.close()
     assert await ended(engine, session) is True
@@ -190,7 +194,7 @@ from pysqlx_engine.engine.session import open_session
 
 async def main():
     engine = PySQLXEngine({postgres.uri()!r})
-    session = await open_session(engine, parse_uri(engine.uri))
+    session = await open_session(engine, parse_uri(engine.uri), lambda error: None)
     duplicate = session._socket.fileno()
     child = os.fork()
     if not child:

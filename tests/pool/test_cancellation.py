@@ -14,8 +14,9 @@ import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.engine.session import ServerSession
-from pysqlx_engine.errors import PoolTimeoutError
+from pysqlx_engine.errors import PoolTimeoutError, RawCmdError
 from pysqlx_engine.pool import hooks, upkeep
+from pysqlx_engine.pool.core import ConnInfo
 from tests.proxy import FaultProxy
 from tests.servers import Database, PostgresServer, open_descriptors, sqlite_database
 
@@ -91,6 +92,37 @@ async def test_many_cancelled_queries_end_with_the_same_connections(server_db: D
                 assert sample() <= 4
                 await asyncio.sleep(0.002)
             await users
+
+
+async def test_a_stop_that_is_on_its_way_when_the_query_ends_hits_nobody(
+    mysql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, arrived = threading.Event(), threading.Event()
+    raw_cmd = PySQLXEngine.raw_cmd
+
+    async def slow_network(engine: PySQLXEngine, sql: str) -> None:
+        async def arrive() -> None:
+            sent.set()
+            await asyncio.sleep(0.3)
+            async with PySQLXEngine(mysql_db.uri) as messenger:
+                await raw_cmd(messenger, sql)
+            arrived.set()
+
+        await (asyncio.shield(asyncio.ensure_future(arrive())) if sql.startswith("KILL") else raw_cmd(engine, sql))
+
+    monkeypatch.setattr(PySQLXEngine, "raw_cmd", slow_network)
+    async with PySQLXEnginePool(mysql_db.uri, min_size=2, max_size=2) as pool:
+        with pytest.raises(TimeoutError):
+            async with pool.connection() as conn, asyncio.timeout(0.02):
+                await conn.query(mysql_db.sleep_sql(0.15))
+
+        async def use() -> object:
+            async with pool.connection() as conn:
+                return await conn.query_first_as_dict(mysql_db.sleep_sql(0.5))  # 1 when it is interrupted
+
+        await asyncio.to_thread(sent.wait)
+        assert await asyncio.gather(use(), use()) == [{"a": 0}] * 2
+        assert arrived.is_set()
 
 
 # psycopg/psycopg #1208, #509, #1123; MagicStack/asyncpg #467: a cancellation leaks the connection.
@@ -186,6 +218,7 @@ class Gate:
     def __init__(self, outcome: str) -> None:
         self.outcome = outcome
         self.reached = False
+        self.waiting = False
         self.open = False
 
     async def through(self, step: Callable[[], Awaitable[Any]]) -> Any:
@@ -194,8 +227,12 @@ class Gate:
         self.reached = True
         if self.outcome == "error":
             raise GateError
-        while not self.open:
-            await asyncio.sleep(0.001)
+        self.waiting = True
+        try:
+            while not self.open:
+                await asyncio.sleep(0.001)
+        finally:
+            self.waiting = False
         return await step()
 
 
@@ -203,7 +240,7 @@ def _install(gates: dict[str, Gate], monkeypatch: pytest.MonkeyPatch) -> dict[st
     """Put the gates before the real steps; gives the pool's hooks that belong to them."""
     open_session, rollback, closed_by_server = (
         upkeep.open_session,
-        PySQLXEngine.rollback,
+        upkeep.Upkeep._roll_back,
         ServerSession.closed_by_server,
     )
 
@@ -211,15 +248,10 @@ def _install(gates: dict[str, Gate], monkeypatch: pytest.MonkeyPatch) -> dict[st
         session: ServerSession = await gates["open"].through(lambda: open_session(*arguments))
         return session
 
-    async def gated_rollback(engine: PySQLXEngine) -> None:
-        async def step() -> None:
-            await rollback(engine)
-
+    async def gated_rollback(itself: upkeep.Upkeep, conn: ConnInfo) -> None:
         try:
-            await gates["rollback"].through(step)
+            await gates["rollback"].through(lambda: rollback(itself, conn))
         except GateError:
-            from pysqlx_engine.errors import RawCmdError
-
             raise RawCmdError("0", "gate") from None
 
     async def gated_close(session: ServerSession, *, busy: bool) -> bool:
@@ -237,7 +269,7 @@ def _install(gates: dict[str, Gate], monkeypatch: pytest.MonkeyPatch) -> dict[st
         await gates["reset"].through(nothing)
 
     monkeypatch.setattr(upkeep, "open_session", gated_open)
-    monkeypatch.setattr(PySQLXEngine, "rollback", gated_rollback)
+    monkeypatch.setattr(upkeep.Upkeep, "_roll_back", gated_rollback)
     monkeypatch.setattr(ServerSession, "closed_by_server", gated_close)
     for module, name in ((upkeep, "OPEN_TIMEOUT"), (upkeep, "CLEAN_TIMEOUT"), (hooks, "HOOK_TIMEOUT")):
         monkeypatch.setattr(module, name, 0.03)
@@ -259,24 +291,30 @@ async def pass_through(database: Database, outcomes: dict[str, str], cancel: boo
         async with pool.connection() as conn:
             await conn.begin()
 
-    def waits_at(gate: Gate) -> bool:
-        return gate.reached and not gate.open and gate.outcome in {"slow", "never"}
+    async def step() -> bool:
+        """Look at everything, let go on what goes on, and tell whether somebody waited."""
+        assert open_descriptors(Path(path)) <= 1
+        assert pool.stats().held <= 1
+        waiting = [gate for gate in gates.values() if gate.waiting]
+        for gate in waiting:
+            gate.open = gate.outcome == "slow" or gate is gates["close"]  # a close ends when the server says so
+        await asyncio.sleep(0.001)
+        return bool(waiting)
 
-    for _ in range(3):
+    users = 0
+    while users < 3 or not all(gate.reached or gate.outcome == "ok" for gate in gates.values()):
+        users += 1
+        assert users < 20, [name for name, gate in gates.items() if not gate.reached]
         user = asyncio.create_task(use())
         while not user.done():
-            assert open_descriptors(Path(path)) <= 1
-            assert pool.stats().held <= 1
-            waiting = [gate for gate in gates.values() if waits_at(gate)]
-            if waiting and cancel:
+            if await step() and cancel:
                 user.cancel()
-            for gate in waiting:
-                gate.open = gate.outcome == "slow" or (gate is gates["close"])  # a close ends when the server says so
-            await asyncio.sleep(0.001)
         if not user.cancelled():
             await user
         else:
             assert cancel, "nobody cancelled it"
+        while pool._runtime.core.held and not pool._runtime.core.idle:  # so that the next one meets an idle one
+            await step()
         for conn in list(pool._runtime.core.idle):  # so that the gate of closing is reached as well
             conn.retire = True
     for gate in gates.values():

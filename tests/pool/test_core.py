@@ -21,12 +21,18 @@ def connection(lease: int, now: float = 0.0) -> ConnInfo:
 class PoolMachine(RuleBasedStateMachine):
     """A core, a budget that is a set of free leases, and whatever the effects left to be done."""
 
+    fail_fast = False
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.core = PoolCore(min_size=2, budget_size=BUDGET, check_after=1.0, max_waiting=MAX_WAITING)
+        self.core = PoolCore(
+            min_size=2, budget_size=BUDGET, check_after=1.0, max_waiting=MAX_WAITING, fail_fast=self.fail_fast
+        )
         self.free = list(range(BUDGET))
         self.to_open: list[int] = []
+        self.logins: list[int] = []
+        """That were given up, and are not over on the server."""
         self.to_close: list[ConnInfo] = []
         self.to_test: list[ConnInfo] = []
         self.users: list[ConnInfo] = []
@@ -42,9 +48,11 @@ class PoolMachine(RuleBasedStateMachine):
             effects = Effects(wake=[effects])
         for waiter in effects.wake:
             assert (waiter.conn is None) != (waiter.error is None)
-            assert waiter is self.queue.pop(0), "not first come, first served"
             if waiter.conn is not None:
+                assert waiter is self.queue.pop(0), "not first come, first served"
                 self.users.append(waiter.conn)
+            else:
+                self.queue.remove(waiter)
         self.to_open += effects.open
         self.to_close += effects.close
         self.to_test += effects.test
@@ -98,14 +106,22 @@ class PoolMachine(RuleBasedStateMachine):
         self.perform(self.core.check_in(conn, reusable=reusable))
 
     @precondition(lambda self: self.to_open)
-    @rule(data=st.data(), ending=st.sampled_from(["ok", "error", "permanent", "at limit"]))
+    @rule(data=st.data(), ending=st.sampled_from(["ok", "error", "permanent", "at limit", "given up"]))
     def open_ends(self, data: st.DataObject, ending: str) -> None:
         lease = self.to_open.pop(data.draw(st.integers(0, len(self.to_open) - 1)))
         if ending == "ok":
             self.perform(self.core.opened(connection(lease, self.now)))
-        else:
-            permanent, at_limit = ending == "permanent", ending == "at limit"
-            self.perform(self.core.open_failed(lease, OSError("no server"), permanent=permanent, at_limit=at_limit))
+            return
+        permanent, at_limit, given_up = ending == "permanent", ending == "at limit", ending == "given up"
+        if given_up:
+            self.logins.append(lease)
+        error = OSError("no server")
+        self.perform(self.core.open_failed(lease, error, permanent=permanent, at_limit=at_limit, given_up=given_up))
+
+    @precondition(lambda self: self.logins)
+    @rule()
+    def login_ends(self) -> None:
+        self.perform(self.core.login_ended(self.logins.pop()))
 
     @rule()
     def lift_limit(self) -> None:
@@ -166,7 +182,7 @@ class PoolMachine(RuleBasedStateMachine):
     def every_lease_is_somewhere(self) -> None:
         core = self.core
         assert core.held + len(self.free) == BUDGET
-        leases = [*core.spare, *core.opening, *self.free]
+        leases = [*core.spare, *core.opening, *core.given_up, *self.free]
         leases += [conn.lease for conn in (*core.idle, *core.in_use, *core.testing, *core.closing)]
         assert sorted(leases) == list(range(BUDGET))
 
@@ -187,7 +203,7 @@ class PoolMachine(RuleBasedStateMachine):
     def nobody_waits_without_something_on_its_way(self) -> None:
         """Somebody uses a connection, one is being tested, opened or closed, or the budget knows that one is wanted."""
         core = self.core
-        busy = core.in_use or core.testing or core.opening or core.closing
+        busy = core.in_use or core.testing or core.opening or core.returning
         if core.waiters and not core.backing_off and not busy:
             assert self.told or core._told.want > 0 or core.ceiling is not None
 
@@ -201,11 +217,24 @@ class PoolMachine(RuleBasedStateMachine):
             self.perform(self.core.tested(self.to_test.pop(), self.now, alive=True))
         while self.to_close:
             self.perform(self.core.closed(self.to_close.pop()))
+        while self.logins:
+            self.perform(self.core.login_ended(self.logins.pop()))
         assert sorted(self.free) == list(range(BUDGET))
         assert not self.queue
 
 
+class FailFastMachine(PoolMachine):
+    fail_fast = True
+
+    @invariant()
+    def one_at_most_waits_where_nothing_can_be_opened(self) -> None:
+        core = self.core
+        if core.last_error is not None and not core.size:
+            assert len(core.waiters) <= (0 if core.backing_off and not core.opening else 1)
+
+
 TestPoolMachine = PoolMachine.TestCase
+TestFailFastMachine = FailFastMachine.TestCase
 
 
 def test_the_pools_own_waiters_take_nobodys_place_in_the_queue() -> None:

@@ -181,6 +181,26 @@ async def test_fail_fast_does_not_wait_for_a_server_that_is_down(postgres: Postg
             assert await use(pool) == 1
 
 
+async def test_fail_fast_does_not_wait_for_a_server_that_accepts_and_says_nothing(postgres: PostgresServer) -> None:
+    with proxied(postgres) as (proxy, uri):
+        async with idle_pool(f"{uri}?connect_timeout=1", 1, max_size=2, fail_fast=True) as pool:
+            proxy.go_deaf()
+            proxy.reset()
+            with pytest.raises(ConnectError):  # the driver gives up after its connect_timeout
+                await use(pool)
+            assert pool.stats().closing == 1, "the server may be at work on that login"
+            started = time.monotonic()
+            one_that_finds_out, *others = await asyncio.gather(*(use(pool) for _ in range(9)), return_exceptions=True)
+            assert isinstance(one_that_finds_out, ConnectError)
+            assert {type(error) for error in others} == {ConnectError}
+            assert time.monotonic() - started < pool._runtime.config.conn_timeout / 10
+            proxy.hear()
+            proxy.reset()
+            while not pool.stats().idle:
+                await asyncio.sleep(0.005)
+            assert await use(pool) == 1
+
+
 async def test_reconnect_failed_is_called_once_for_each_outage(postgres: PostgresServer) -> None:
     told: list[tuple[object, object]] = []
 
