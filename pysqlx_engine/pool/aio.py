@@ -36,7 +36,8 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
         unknown database); PoolTimeoutError when the server, or the coordinator, cannot be reached within
         `conn_timeout`; PoolRefusedError when another script of the run states a different `max_size`.
         """
-        await run_in_background(self._runtime.start(asyncio.get_running_loop()))
+        runtime = self._runtime
+        await run_in_background(runtime.start(asyncio.get_running_loop()), undo=runtime.close_at_once)
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Close the pool: check-outs and waiters get PoolClosedError, connections in use may be used for `timeout`
@@ -70,7 +71,7 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.closed:
+        if self._runtime.core.running:
             await self.stop()
 
 
@@ -81,7 +82,7 @@ class AsyncCheckout(CheckoutBase):
 
     async def __aenter__(self) -> PySQLXEngine:
         if self._entered:
-            raise RuntimeError("this check-out is in use: call connection() for each")
+            raise RuntimeError("a check-out serves once: call connection() for each")
         self._entered = True
         runtime = self._pool._runtime
         loop = get_running_loop()
@@ -95,16 +96,17 @@ class AsyncCheckout(CheckoutBase):
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
                 conn = await runtime.wait_in_task(timeout, holder, self._id)
             self._conn, self._face = conn, conn.face
+            if runtime.traces_stacks:
+                conn.stack = stack_of(sys._getframe(1))
+            if traced is not None:
+                self._traced = True
+                runtime.trace_retrieved(conn, traced)
         except GeneratorExit:
             raise  # the garbage collector's work, see `wait_in_task`
         except BaseException:
+            self._conn = self._face = None
             runtime.reclaim(self._id)
             raise
-        if runtime.traces_stacks:
-            conn.stack = stack_of(sys._getframe(1))
-        if traced is not None:
-            self._traced = True
-            runtime.trace_retrieved(conn, traced)
         face: PySQLXEngine = conn.face
         return face
 

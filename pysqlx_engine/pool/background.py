@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import os
 import threading
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 EXIT_TIMEOUT = 2.0
 """Seconds that closing all pools may take at interpreter exit."""
+UNDO_TIMEOUT = 1.0
+"""Seconds that who cancels a start waits until what it has opened is closed: he has waited enough."""
 
 
 class Background:
@@ -112,29 +115,83 @@ atexit.register(_shut_down)
 os.register_at_fork(after_in_child=_forget)
 
 
-def run_in_background(coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-    """From a task of another loop: run `coroutine` in the background loop and await the result here. Who is cancelled
-    meanwhile cancels it."""
-    _refuse_after_exit(coroutine)
-    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, background().loop))
+Undo = Callable[[], Coroutine[Any, Any, None]]
 
 
-def _refuse_after_exit(coroutine: Coroutine[Any, Any, Any]) -> None:
-    if background().stopped:
-        coroutine.close()
-        raise PoolClosedError("the interpreter is exiting, and the pools of this process have been closed")
+async def run_in_background(coroutine: Coroutine[Any, Any, T], undo: Undo | None = None) -> T:
+    """From a task of another loop: run `coroutine` in the background loop and await the result here.
+
+    Who is cancelled meanwhile cancels it, and goes on when it has come to its end, after `UNDO_TIMEOUT` at most. Where
+    it has succeeded in that very moment, it is undone.
+    """
+    ended, cancel = _submit(coroutine)
+    waiting = asyncio.wrap_future(ended)
+    try:
+        return await asyncio.shield(waiting)
+    except GeneratorExit:
+        cancel()
+        raise
+    except asyncio.CancelledError:
+        cancel()
+        waiting.add_done_callback(lambda waiting: waiting.cancelled() or waiting.exception())  # nobody is told
+        await asyncio.wait([asyncio.wrap_future(_after(ended, undo))], timeout=UNDO_TIMEOUT)
+        raise
 
 
-def call_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
-    """From a plain thread: run `coroutine` in the background loop and wait for the result. Who is interrupted meanwhile
-    cancels it."""
+def call_in_background(coroutine: Coroutine[Any, Any, T], undo: Undo | None = None) -> T:
+    """From a plain thread: likewise, for who is interrupted."""
     if background().is_current_thread:
         coroutine.close()
         raise RuntimeError("a pool cannot be started or stopped from its own thread (a finalizer, a log handler)")
-    _refuse_after_exit(coroutine)
-    future = asyncio.run_coroutine_threadsafe(coroutine, background().loop)
+    ended, cancel = _submit(coroutine)
     try:
-        return future.result()
+        return ended.result()
     except BaseException:
-        future.cancel()
+        cancel()
+        concurrent.futures.wait([_after(ended, undo)], timeout=UNDO_TIMEOUT)
         raise
+
+
+def _submit(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Future[T], Callable[[], object]]:
+    """Have `coroutine` run in the background. Gives the future of its end, and what cancels it there: whoever cancelled
+    the future would not learn any more when it has ended."""
+    if background().stopped:
+        coroutine.close()
+        raise PoolClosedError("the interpreter is exiting, and the pools of this process have been closed")
+    loop, ended = background().loop, concurrent.futures.Future[T]()
+    task: asyncio.Task[T] | None = None
+
+    def start() -> None:
+        nonlocal task
+        task = loop.create_task(coroutine)
+        task.add_done_callback(tell)
+
+    def tell(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            ended.cancel()
+        elif error := task.exception():
+            ended.set_exception(error)
+        else:
+            ended.set_result(task.result())
+
+    def cancel() -> None:
+        assert task is not None
+        task.cancel()
+
+    loop.call_soon_threadsafe(start)
+    return ended, lambda: loop.call_soon_threadsafe(cancel)
+
+
+def _after(ended: concurrent.futures.Future[Any], undo: Undo | None) -> concurrent.futures.Future[None]:
+    """The end of what was cancelled, and of undoing it if it had succeeded all the same."""
+
+    async def wait() -> None:
+        succeeded = True
+        try:
+            await asyncio.wrap_future(ended)
+        except BaseException:  # noqa: BLE001 - whatever it was, there is nobody any more to be told
+            succeeded = False
+        if succeeded and undo is not None:
+            await undo()
+
+    return asyncio.run_coroutine_threadsafe(wait(), background().loop)

@@ -63,8 +63,8 @@ class BudgetClient(Protocol):
         """Somebody else waits: hold at most `ceiling` leases, from idle connections at once, from others when they
         come back. None lifts the ceiling. The pool answers with a `Budget.demand_changed`."""
 
-    def resized(self, size: int) -> None:
-        """The budget has another size now."""
+    def resized(self) -> None:
+        """The budget has another `size` now. What the pool holds above it is given back as it is checked in."""
 
     def refused(self, error: BaseException) -> None:
         """No budget can be had any more; waiters fail with `error`."""
@@ -119,8 +119,6 @@ class LocalBudget:
         self._client: BudgetClient | None = None
         self._owes = False
         """Whether the client was denied something since leases came back last."""
-        self._capped = False
-        """Whether the client holds more than a new size allows."""
 
     @property
     def size(self) -> int:
@@ -144,13 +142,10 @@ class LocalBudget:
             client.denied()
 
     def resize(self, size: int) -> None:
-        client = self._client
         with self._lock:
             self._size = size
-            self._capped = capped = self._leased > size
-        if client is not None:
-            client.resized(size)
-            client.set_ceiling(size if capped else None)
+        if self._client is not None:
+            self._client.resized()
             self.demand_changed(urgent=True)
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
@@ -160,11 +155,7 @@ class LocalBudget:
         with self._lock:
             self._leased -= len(leases)
             owes = self._owes
-            capped, self._capped = self._capped, self._capped and self._leased > self._size
-            lift = capped and not self._capped
-        if lift and self._client is not None:
-            self._client.set_ceiling(None)
-        if owes or lift:  # somebody began to wait between the decision to give these back and now
+        if owes:  # somebody began to wait between the decision to give these back and now
             self.demand_changed(urgent=True)
 
     def detach(self) -> None:

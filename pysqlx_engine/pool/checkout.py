@@ -34,8 +34,9 @@ class CheckoutBase:
         if conn is None:
             return
         try:
-            if error is GeneratorExit:  # the garbage collector's work, see `wait_in_task`
-                background().call_soon(runtime.check_in, conn)
+            if error is GeneratorExit and not runtime.lock_is_free():
+                # It may be the garbage collector that closes a generator here, from inside that lock.
+                background().call_soon(runtime.reclaim, self._id)
             else:
                 runtime.check_in(conn)
             self._conn = self._face = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from dataclasses import dataclass
 
 from ..engine.uri import DatabaseURI, parse_uri
@@ -71,6 +72,7 @@ def pool_config(
         if max_size is None:
             max_size = settings.max_size or 10
         if min_size is None:
+            _whole("max_size", max_size, 1)
             min_size = min(settings.min_size, max_size)
     check_sizes(min_size, max_size)
     _seconds("conn_timeout", conn_timeout, zero=True)
@@ -119,7 +121,7 @@ def check_sizes(min_size: int, max_size: int) -> None:
 
 
 def check_timeout(timeout: float) -> None:
-    """Raises ValueError or TypeError for what no check-out can wait."""
+    """Raises ValueError or TypeError for what nobody can wait."""
     _seconds("timeout", timeout, zero=True)
 
 
@@ -139,5 +141,5 @@ def _seconds(parameter: str, value: object, *, zero: bool = False) -> None:
     least = "at least 0" if zero else "above 0"
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{parameter}={value!r}: a number of seconds {least} is needed")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         raise ValueError(f"{parameter}={value}: it has to be a finite number of seconds {least}")

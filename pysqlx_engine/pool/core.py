@@ -88,7 +88,7 @@ class ConnInfo:
 class Waiter:
     """Somebody who waits for a connection. Exactly one of `conn` and `error` is set before `wake` is called."""
 
-    __slots__ = ("checkout", "conn", "error", "owner", "wake")
+    __slots__ = ("checkout", "conn", "error", "face", "owner", "wake")
 
     def __init__(self, wake: Callable[[], None], owner: int = OURSELVES, checkout: int = OURSELVES) -> None:
         self.wake = wake
@@ -96,6 +96,8 @@ class Waiter:
         self.owner = owner
         """Which task or thread it is: an identity, no reference."""
         self.conn: ConnInfo | None = None
+        self.face: Any = None
+        """Of `conn`: as long as this reference lives, somebody has the connection, or will have it."""
         self.error: BaseException | None = None
 
 
@@ -162,6 +164,8 @@ class PoolCore:
         self.closing: set[ConnInfo] = set()
         self.given_up: set[Lease] = set()
         self.ceiling: int | None = None
+        self.shrinking = False
+        """Set while more is held than the budget has since it was resized."""
         self.server_limit: int | None = None
         """Leases that are of use while the server refuses more connections; None while it does not."""
         self.backing_off = False
@@ -193,6 +197,11 @@ class PoolCore:
         return len(self.idle) + len(self.in_use) + len(self.testing)
 
     @property
+    def running(self) -> bool:
+        """Whether connections may be in use."""
+        return self.state in {State.OPEN, State.STOPPING}
+
+    @property
     def warming(self) -> bool:
         """Whether connections towards `min_size` are still on their way."""
         if self.state is not _OPEN:
@@ -206,7 +215,7 @@ class PoolCore:
         want = max(0, min(self._missing(), self._most_opening) - len(self.opening) - len(self.spare))
         if self.server_limit is not None:
             want = max(0, min(want, self.server_limit - self.held))
-        if self.backing_off or self.state is not _OPEN:
+        if self.backing_off or self.shrinking or self.state is not _OPEN:
             want = 0
         in_use = len(self.in_use)
         return Demand(in_use, len(self.idle) + len(self.testing), in_use, len(self.waiters), want)
@@ -221,7 +230,7 @@ class PoolCore:
         if self.waiters:
             # One that is tested will serve a waiter in a moment, unless there is reason to doubt it.
             return len(self.waiters) - (0 if self.suspicious else len(self.testing))
-        if self.state is not _OPEN or self.ceiling is not None:
+        if self.state is not _OPEN or self.ceiling is not None or self.shrinking:
             return 0
         return self.min_size - self.size
 
@@ -291,7 +300,8 @@ class PoolCore:
             raise self.refusal()
         if self.max_waiting and waiter.owner != OURSELVES and len(self.waiters) >= self.max_waiting:
             users = sum(waiter.owner != OURSELVES for waiter in self.waiters)
-            if users >= self.max_waiting:
+            # Those who get one of these need not wait for anybody.
+            if users - len(self.idle) - len(self.testing) >= self.max_waiting:
                 raise PoolQueueFullError(f"{users} wait for a connection already, and max_waiting allows no more")
         self._now = now
         self.waiters[waiter] = None
@@ -316,7 +326,7 @@ class PoolCore:
         if waiter in self.waiters:
             del self.waiters[waiter]
             return None, self._plan()
-        conn, waiter.conn = waiter.conn, None
+        conn, waiter.conn, waiter.face = waiter.conn, None, None
         return conn, None
 
     def check_in(self, conn: ConnInfo, *, reusable: bool = True) -> Effects | Waiter | None:
@@ -324,7 +334,7 @@ class PoolCore:
         waiter is all that has to be done, gives that waiter."""
         if conn not in self.in_use:
             return None  # closed by force meanwhile
-        if reusable and not conn.retire and self.state is _OPEN and self.ceiling is None:
+        if reusable and not conn.retire and self.state is _OPEN and self.ceiling is None and not self.shrinking:
             # The usual case, kept free of everything else.
             if not self.waiters:
                 self.idle.append(conn)
@@ -332,7 +342,7 @@ class PoolCore:
                 return None
             waiter = self._hand_over(conn)
             return waiter if self.waiters or not self._told.want else self._plan(Effects(wake=[waiter]))
-        over = self._over_ceiling()
+        over = self._holds_too_many()
         self.in_use.remove(conn)
         return self._keep_or_close(conn, keep=reusable and not over)
 
@@ -344,13 +354,18 @@ class PoolCore:
     def tested(self, conn: ConnInfo, now: float, *, alive: bool) -> Effects:
         """The test of a connection that nobody has has ended."""
         self.suspicious = not alive
-        over = self._over_ceiling()
+        over = self._holds_too_many()
         self.testing.remove(conn)
         conn.last_used = self._now = now
         return self._keep_or_close(conn, keep=alive and not over)
 
-    def _over_ceiling(self) -> bool:
-        return self.ceiling is not None and self.held - self.returning > self.ceiling
+    @property
+    def _allowed(self) -> float:
+        """Leases that may be held."""
+        return min(math.inf if self.ceiling is None else self.ceiling, self.budget_size if self.shrinking else math.inf)
+
+    def _holds_too_many(self) -> bool:
+        return self.held - self.returning > self._allowed
 
     def _keep_or_close(self, conn: ConnInfo, *, keep: bool) -> Effects:
         if keep and not conn.retire and self.state is _OPEN:
@@ -362,9 +377,9 @@ class PoolCore:
     def _hand_over(self, conn: ConnInfo) -> Waiter:
         waiter = next(iter(self.waiters))
         del self.waiters[waiter]
-        waiter.conn = conn
+        waiter.conn, waiter.face = conn, conn.face
         conn.holder, conn.checkout = waiter.owner, waiter.checkout
-        conn.checked_out_at = math.inf  # until the waiter runs and has it
+        conn.checked_out_at = conn.last_used  # until the waiter runs and has it
         return waiter
 
     # -- leases and connections -----------------------------------------------------------------------------------
@@ -377,6 +392,13 @@ class PoolCore:
     def deny(self) -> Effects:
         """There is no more for now."""
         self.denied = True
+        return self._plan()
+
+    def resized(self, size: int) -> Effects:
+        """The budget has another size now. What is held above it is closed: idle ones at once, others as they come
+        back."""
+        self.budget_size = size
+        self.shrinking = self.held > size
         return self._plan()
 
     def set_ceiling(self, ceiling: int | None) -> Effects:
@@ -524,17 +546,17 @@ class PoolCore:
                 effects.open.append(lease)
         # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
         keep = min(len(self.spare), len(self.waiters)) if self.backing_off else 0
-        for limit in (self.ceiling, self.server_limit):
-            if limit is not None:
-                keep = max(0, min(keep, limit - (self.held - len(self.spare))))
+        for limit in (self._allowed, self.server_limit):
+            if limit is not None and limit < self.held:
+                keep = max(0, min(keep, int(limit) - (self.held - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
         del self.spare[keep:]
-        if self.ceiling is not None:
-            # The oldest of the idle ones first; those that are closing already are on their way back.
-            while self.idle and self.held - self.returning > self.ceiling:
-                conn = self.idle.pop(0)
-                self.closing.add(conn)
-                effects.close.append(conn)
+        # The oldest of the idle ones first; those that are closing already are on their way back.
+        while self.idle and self._holds_too_many():
+            conn = self.idle.pop(0)
+            self.closing.add(conn)
+            effects.close.append(conn)
+        self.shrinking = self.shrinking and self.held > self.budget_size
         demand = self.demand()
         effects.tell = self._is_news(demand)
         effects.urgent = demand.want > self._told.want
@@ -544,7 +566,7 @@ class PoolCore:
         return self._now - conn.last_used > self.check_after
 
     def _short(self) -> bool:
-        if self.ceiling is not None and self.held > self.ceiling:
+        if self.held > self._allowed:
             return False
         if self.server_limit is not None and self.size + len(self.opening) >= self.server_limit:
             return False

@@ -18,7 +18,9 @@ CUT_TIMEOUT = 0.5
 def _close_all_at_exit() -> None:
     """A script that never calls stop() leaves no session behind."""
     loop = background().loop if registry.running else None
-    ends = [asyncio.run_coroutine_threadsafe(runtime._abandon(), loop) for runtime in list(registry.running) if loop]
+    ends = [
+        asyncio.run_coroutine_threadsafe(runtime.close_at_once(), loop) for runtime in list(registry.running) if loop
+    ]
     deadline = time.monotonic() + EXIT_TIMEOUT
     for end in ends:
         with contextlib.suppress(Exception):

@@ -54,12 +54,12 @@ def look_after(pool: PoolRuntime) -> None:
         idle = core.idle[: config.monitor_batch_size]
         for conn in core.in_use:
             conn.retire = conn.retire or conn.expires_at < now
-        spare = core.size - core.min_size
+        surplus = core.size - core.min_size
     for conn in idle:
-        unused = spare > 0 and conn.last_used < now - config.max_idle
+        unused = surplus > 0 and conn.last_used < now - config.max_idle
         dead = not conn.engine.connected or not conn.engine.is_healthy() or not conn.session.seems_alive()
         if unused or dead or conn.retire or conn.expires_at < now:
-            spare -= 1
+            surplus -= 1
             pool._counters.found_dead += dead
             pool._decide(pool.core.discard_idle, conn)
     pool._decide(pool.core.replenish)
@@ -71,18 +71,18 @@ def take_back_what_nobody_has(pool: PoolRuntime) -> None:
     now, references = time.monotonic(), 2 if pool._threads else 3  # `ConnInfo.face`, `ConnInfo.engine`, and here
     with pool._lock:
         lost = [
-            conn
+            (conn, conn.checkout)
             for conn in pool.core.in_use
             if conn.holder != OURSELVES
             and now - conn.checked_out_at > LOST_AFTER
             and sys.getrefcount(conn.face) <= references
         ]
-    for conn in lost:
+    for conn, checkout in lost:
         logger.warning(
             "Pool: %s: %s was never given back, and nobody refers to it any more: it is taken back.",
             pool.config.name, conn,
         )  # fmt: skip
-        pool.check_in(conn)
+        pool.reclaim(checkout)
 
 
 def report_leaks(pool: PoolRuntime) -> None:
@@ -92,7 +92,11 @@ def report_leaks(pool: PoolRuntime) -> None:
         return
     now = time.monotonic()
     with pool._lock:
-        leaks = [conn for conn in pool.core.in_use if conn.stack and now - conn.checked_out_at >= threshold]
+        leaks = [
+            conn
+            for conn in pool.core.in_use
+            if conn.stack and conn.holder != OURSELVES and now - conn.checked_out_at >= threshold
+        ]
         reports = [(conn, conn.stack) for conn in leaks]
         for conn in leaks:
             conn.stack = None

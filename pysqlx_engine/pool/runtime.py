@@ -34,7 +34,7 @@ from ..errors import (
 from . import registry
 from .background import background
 from .budget import Budget, Demand, Lease, PoolRequest, budget_for
-from .config import PoolConfig, check_sizes
+from .config import PoolConfig, check_sizes, check_timeout
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 from .hooks import Hooks
 from .monitor import run_monitor
@@ -51,6 +51,8 @@ LOCK_TIMEOUT = 0.5
 """Seconds after which the lock, which is never held for longer than microseconds, is one's own."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that `stop` waits for the server to let go of what was closed."""
+START_TIMEOUT = 30.0
+"""Seconds that `start` waits for connections where check-outs do not wait at all."""
 START_FAILED_TIMEOUT = 1.0
 """The same for a `start` that has failed: who waited for it has waited enough."""
 STOP_TIMEOUT = 5.0
@@ -104,24 +106,37 @@ class PoolRuntime:
         """An idle connection at once, or None. Raises PoolClosedError."""
         now = time.monotonic()
         with self._lock:
-            self._counters.requests += 1
-            return self.core.check_out(now, holder, checkout)
+            conn = self.core.check_out(now, holder, checkout)
+            if conn is not None:  # else it is counted by `_queue`
+                self._counters.requests += 1
+            return conn
 
     def _try_check_out_untested(self, holder: int, checkout: int) -> ConnInfo | None:
         """For those who cannot wait for a test: an idle connection that shows no sign of being dead, or None."""
         while True:
             with self._lock:
                 conn = self.core.check_out_untested(time.monotonic(), holder, checkout)
-            if conn is None or conn.session.seems_alive():
+            if conn is None:
+                return None
+            if conn.session.seems_alive():
+                with self._lock:
+                    self._counters.requests += 1
                 return conn
             self._decide(self.core.check_in, conn, reusable=False)
 
+    def lock_is_free(self) -> bool:
+        """Whether the calling thread can take the lock, which it cannot while it has it."""
+        free = self._lock.acquire(blocking=False)
+        if free:
+            self._lock.release()
+        return free
+
     def reclaim(self, checkout: int) -> None:
-        """A check-out or check-in was interrupted, perhaps by a signal's handler: what it had, nobody has now."""
+        """Check in what a check-out has, if it still has it: it was interrupted, perhaps by a signal's handler, or
+        nobody is there any more to do so."""
         with self._lock:
             conn = self.core.reclaim(checkout)
         if conn is not None:
-            conn.checked_out_at = min(conn.checked_out_at, time.monotonic())  # it may never have come to its user
             self.check_in(conn)
 
     def loop_error(self, loop: asyncio.AbstractEventLoop) -> PoolLoopError | None:
@@ -160,10 +175,12 @@ class PoolRuntime:
             await future
         except GeneratorExit:
             # The garbage collector closes a task that nobody ran to its end, perhaps from inside one of our locks.
-            background().call_soon(self._leave, waiter)
+            background().call_soon(self._leave, waiter, since)
             raise
+        except PoolError:
+            raise  # it was refused a place in the queue
         except BaseException:
-            self._leave(waiter)
+            self._leave(waiter, since)
             raise
         finally:
             timer.cancel()
@@ -179,8 +196,10 @@ class PoolRuntime:
         try:
             self._queue(waiter, since)
             gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        except PoolError:
+            raise  # it was refused a place in the queue
         except BaseException:
-            self._leave(waiter)
+            self._leave(waiter, since)
             raise
         stay_if_leaving()
         return self._settle(waiter, since, timeout)
@@ -189,7 +208,8 @@ class PoolRuntime:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
         if engine._in_flight or engine._dirty or engine._failed or engine._raw is None or self._needs_cleaning:
-            background().spawn(self._clean(conn, conn.checkout))  # tainted is dirty too
+            if self.core.state is not State.FORKED:  # in a child it is the parent's
+                background().spawn(self._clean(conn, conn.checkout))  # tainted is dirty too
             return
         conn.last_used = now = time.monotonic()
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
@@ -207,17 +227,25 @@ class PoolRuntime:
         else:
             self._perform(effects)  # type: ignore[arg-type]
 
-    def _leave(self, waiter: Waiter) -> None:
+    def _leave(self, waiter: Waiter, since: float) -> None:
         """`waiter` was cancelled, perhaps in the very moment of the hand-over: then its connection goes to the next."""
         conn = self._give_up(waiter)
+        self._count_wait(waiter, since)
         if conn is not None:
-            conn.checked_out_at = time.monotonic()
             self.check_in(conn)
+
+    def _count_wait(self, waiter: Waiter, since: float, *, timed_out: bool = False) -> None:
+        if waiter.owner != OURSELVES:
+            with self._lock:
+                self._counters.wait.observe(time.monotonic() - since)
+                self._counters.timeouts += timed_out
 
     def _queue(self, waiter: Waiter, now: float) -> None:
         with self._lock:
-            self._counters.requests_waited += waiter.owner != OURSELVES
             effects = self.core.wait(waiter, now)
+            if waiter.owner != OURSELVES:
+                self._counters.requests += 1
+                self._counters.requests_waited += 1
         if effects is not None:
             self._perform(effects)
 
@@ -232,13 +260,9 @@ class PoolRuntime:
         """After the wait: a connection, an error, or neither, which means that time is up."""
         # Leaving the queue may still find a connection that was handed over in this very moment: then it is ours.
         conn = waiter.conn or self._give_up(waiter)
-        now = time.monotonic()
-        if waiter.owner != OURSELVES:
-            with self._lock:
-                self._counters.wait.observe(now - since)
-                self._counters.timeouts += conn is None and waiter.error is None
+        self._count_wait(waiter, since, timed_out=conn is None and waiter.error is None)
         if conn is not None:
-            conn.checked_out_at = now
+            conn.checked_out_at = time.monotonic()
             return conn
         if waiter.error is not None:
             raise _copied(waiter.error)
@@ -252,7 +276,7 @@ class PoolRuntime:
             held = len(self.core.in_use)
         who = "thread" if self._threads else "task"
         return (
-            f". This is a dead-lock: the {who} holds a connection of this pool while it waits for another"
+            f". This looks like a dead-lock: the {who} holds a connection of this pool while it waits for another"
             + (f", as do all that hold one of the {held} in use" if held > 1 else "")
             + f": use one connection for each {who}, or raise max_size above the number of {who}s that nest check-outs"
         )
@@ -273,7 +297,6 @@ class PoolRuntime:
             waiter.wake()
         except RuntimeError:  # its event loop is closed: nobody is there to take the connection
             if waiter.conn is not None:
-                waiter.conn.checked_out_at = time.monotonic()
                 background().call_soon(self.check_in, waiter.conn)  # not here: there may be thousands of them
 
     def _perform(self, effects: Effects) -> None:
@@ -411,9 +434,10 @@ class PoolRuntime:
     def set_ceiling(self, ceiling: int | None) -> None:
         self._decide(self.core.set_ceiling, ceiling)
 
-    def resized(self, size: int) -> None:
-        with self._lock:
-            self.core.budget_size = size
+    def resized(self) -> None:
+        budget = self._budget
+        if budget is not None:
+            self._decide(lambda: self.core.resized(budget.size))  # asked with the lock: the last one to come is right
 
     def refused(self, error: BaseException) -> None:
         self._decide(self.core.fail_waiters, error)
@@ -429,7 +453,7 @@ class PoolRuntime:
         the one that an asyncio pool is used in."""
         config = self.config
         if self.owner_loop is not None and self.owner_loop.is_closed():
-            await self._abandon()
+            await self.close_at_once()
         with self._lock:
             if self.core.state is State.FORKED:
                 raise self.core.refusal()
@@ -445,31 +469,38 @@ class PoolRuntime:
             logger.info("Pool: Starting the connection pool.")
             self.owner_loop = self.upkeep.user_loop = user_loop
             await self._begin()
+            logger.info("Pool: Initialized with %d connections.", self.core.size)
+            self._monitor = asyncio.get_running_loop().create_task(run_monitor(self, threads=self._threads))
+            logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
+            logger.info("Pool: Workers started.")
+            registry.started_well()
+            try:
+                await asyncio.sleep(0)  # the monitor says that it runs before start() returns
+            except BaseException:
+                await self._finish(START_FAILED_TIMEOUT)
+                raise
         finally:
             self._starting = False
-        logger.info("Pool: Initialized with %d connections.", self.core.size)
-        self._monitor = asyncio.get_running_loop().create_task(run_monitor(self, threads=self._threads))
-        logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
-        logger.info("Pool: Workers started.")
-        registry.started_well()
-        await asyncio.sleep(0)  # the monitor says that it runs before start() returns
+
+    @property
+    def _start_timeout(self) -> float:
+        return self.config.conn_timeout or START_TIMEOUT
 
     async def _begin(self) -> None:
         config = self.config
+        timeout = self._start_timeout
         # A pool that is started again begins afresh, but not before the server has let go of what it had.
-        if not await self._until(lambda: not self.core.held, config.conn_timeout):
+        if not await self._until(lambda: not self.core.held, timeout):
             raise PoolTimeoutError(
                 f"the pool {config.name} cannot be started again: {self.core.held} of its former connections are not "
-                f"closed by the server after {config.conn_timeout:.1f} s"
+                f"closed by the server after {timeout:.1f} s"
             )
         self.core = self._new_core()
         self._counters = Counters()
         self._outage = Outage(config.reconnect_timeout)
         self._compared = False
         self._uri = uri = await self.upkeep.begin()
-        request = PoolRequest(
-            config.name, uri, config.min_size, config.max_size, config.max_size_stated, config.conn_timeout
-        )
+        request = PoolRequest(config.name, uri, config.min_size, config.max_size, config.max_size_stated, timeout)
         budget = budget_for(request)
         self.upkeep.label(budget.label(config.name))
         try:
@@ -502,10 +533,9 @@ class PoolRuntime:
             error = self.core.last_error
             return not self.core.warming or _is_permanent(error)
 
-        if not await self._until(arrived, self.config.conn_timeout) and not self.core.size:
-            raise PoolTimeoutError(
-                f"no connection within {self.config.conn_timeout:.1f} s: {self.describe()}", at_start=True
-            ) from error
+        timeout = self._start_timeout
+        if not await self._until(arrived, timeout) and not self.core.size:
+            raise PoolTimeoutError(f"no connection within {timeout:.1f} s: {self.describe()}", at_start=True) from error
         if error is not None and _is_permanent(error):
             raise error
 
@@ -536,7 +566,7 @@ class PoolRuntime:
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Refuse check-outs, leave `timeout` seconds to connections in use, close everything, and wait until the server
         has let go. Runs in the background loop."""
-        if self.core.state not in {State.OPEN, State.STOPPING}:
+        if not self.core.running:
             raise PoolAlreadyClosedError(f"the pool {self.config.name} is already closed")
         logger.info("Pool: Stopping the connection pool.")
         core = self.core  # another one takes its place if the pool is started again meanwhile
@@ -587,13 +617,13 @@ class PoolRuntime:
 
     def abandon(self) -> None:
         """Nobody will bring anything back any more (the pool was collected, its event loop is closed): close all."""
-        if self.core.state in {State.OPEN, State.STOPPING}:
+        if self.core.running:
             # Not `spawn`: this may be the garbage collector's doing, anywhere.
-            background().call_soon(lambda: background().spawn(self._abandon()))
+            background().call_soon(lambda: background().spawn(self.close_at_once()))
 
     def collected(self) -> None:
         """The pool was garbage-collected."""
-        in_use = len(self.core.in_use) if self.core.state in {State.OPEN, State.STOPPING} else 0
+        in_use = len(self.core.in_use) if self.core.running else 0
         self.abandon()  # before the warning, which may be an error
         if in_use:
             logger.warning("Pool: %s was collected while %d connections were in use.", self.config.name, in_use)
@@ -604,11 +634,12 @@ class PoolRuntime:
                 stacklevel=2,
             )
 
-    async def _abandon(self) -> None:
+    async def close_at_once(self) -> None:
+        """Runs in the background loop."""
         core = self.core
         if core.state is State.CLOSED:  # closing already: see it through
             await self._until(lambda: not core.held, CLOSE_TIMEOUT)
-        elif core.state in {State.OPEN, State.STOPPING}:
+        elif core.running:
             await self.stop(timeout=0)
 
     # -- changes while it runs ------------------------------------------------------------------------------------
@@ -709,8 +740,9 @@ class PoolRuntime:
 
     def stop_later(self, timeout: float) -> bool:
         """Have the pool stopped when a signal's handler has interrupted it, which cannot wait for that. False when none
-        has. Raises PoolAlreadyClosedError."""
-        if self.core.state not in {State.OPEN, State.STOPPING}:
+        has. Raises PoolAlreadyClosedError, ValueError and TypeError."""
+        check_timeout(timeout)
+        if not self.core.running:
             raise PoolAlreadyClosedError(f"the pool {self.config.name} is already closed")
         with self._locked_or_interrupted() as locked:
             if not locked:

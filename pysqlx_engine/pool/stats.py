@@ -98,7 +98,7 @@ class PoolStats:
     held: int
     """Leases held: size, opening, closing, and those about to be used."""
     requests: int
-    """Check-outs that were asked for."""
+    """Check-outs that were asked for, but those that were refused: the pool was closed, or its queue full."""
     requests_waited: int
     """Check-outs that found no idle connection, or only ones that had to be tested first."""
     timeouts: int

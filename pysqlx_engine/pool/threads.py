@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from logging import DEBUG
@@ -30,12 +31,16 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 
     def start(self) -> None:
         """See `PySQLXEnginePool.start`."""
-        call_in_background(self._runtime.start())
+        call_in_background(self._runtime.start(), undo=self._runtime.close_at_once)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """See `PySQLXEnginePool.stop`."""
         if not self._runtime.stop_later(timeout):
-            call_in_background(self._runtime.stop(timeout))
+            call_in_background(self._stop(timeout))
+
+    async def _stop(self, timeout: float) -> None:
+        # Shielded: a stop that somebody is tired of waiting for is still a stop.
+        await asyncio.shield(self._runtime.stop(timeout))
 
     def drain(self) -> None:
         """See `PySQLXEnginePool.drain`."""
@@ -54,7 +59,7 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.closed:
+        if self._runtime.core.running:
             self.stop()
 
 
@@ -65,7 +70,7 @@ class Checkout(CheckoutBase):
 
     def __enter__(self) -> PySQLXEngineSync:
         if self._entered:
-            raise RuntimeError("this check-out is in use: call connection() for each")
+            raise RuntimeError("a check-out serves once: call connection() for each")
         self._entered = True
         runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
@@ -76,14 +81,15 @@ class Checkout(CheckoutBase):
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
                 conn = runtime.wait_in_thread(timeout, holder, self._id)
             self._conn, self._face = conn, conn.face
+            if runtime.traces_stacks:
+                conn.stack = stack_of(sys._getframe(1))
+            if traced is not None:
+                self._traced = True
+                runtime.trace_retrieved(conn, traced)
         except BaseException:
+            self._conn = self._face = None
             runtime.reclaim(self._id)
             raise
-        if runtime.traces_stacks:
-            conn.stack = stack_of(sys._getframe(1))
-        if traced is not None:
-            self._traced = True
-            runtime.trace_retrieved(conn, traced)
         face: PySQLXEngineSync = conn.face
         return face
 

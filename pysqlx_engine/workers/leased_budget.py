@@ -205,7 +205,7 @@ class LeasedBudget:
             case Attached(size=size):
                 self._size = size
                 self._pressed = False
-                client.resized(size)
+                client.resized()
                 client.set_ceiling(None)
                 self._resolve(None)
             case Refused(reason=reason) | Unwelcome(reason=reason):

@@ -39,6 +39,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.queue: list[Waiter] = []
         """Those that wait, in order of arrival."""
         self.told = False
+        self.size = BUDGET
+        """Of the budget, now."""
         self.perform(self.core.start())
 
     def perform(self, effects: Effects | Waiter | None) -> None:
@@ -72,7 +74,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.users.append(conn)
             return
         waiter = Waiter(lambda: None, owner=1)
-        if len(self.queue) == MAX_WAITING:
+        if len(self.queue) - len(self.core.idle) - len(self.core.testing) >= MAX_WAITING:
             with pytest.raises(PoolQueueFullError):
                 self.core.wait(waiter, self.now)
             return
@@ -135,6 +137,11 @@ class PoolMachine(RuleBasedStateMachine):
     def resize(self, min_size: int) -> None:
         self.perform(self.core.resize(min_size))
 
+    @rule(size=st.integers(1, BUDGET))
+    def resize_budget(self, size: int) -> None:
+        self.size = size
+        self.perform(self.core.resized(size))
+
     @rule()
     def retire_all(self) -> None:
         assert self.core.retire_all() == self.core.idle
@@ -153,7 +160,8 @@ class PoolMachine(RuleBasedStateMachine):
     def budget_answers(self) -> None:
         self.told = False
         want = self.core.tell(0.0).want
-        leases = [self.free.pop() for _ in range(min(want, len(self.free)))]
+        assert not want or self.core.held <= self.size
+        leases = [self.free.pop() for _ in range(max(0, min(want, self.size - self.core.held)))]
         self.perform(self.core.granted(leases))
         if len(leases) < want:
             self.perform(self.core.deny())
@@ -185,6 +193,14 @@ class PoolMachine(RuleBasedStateMachine):
         leases = [*core.spare, *core.opening, *core.given_up, *self.free]
         leases += [conn.lease for conn in (*core.idle, *core.in_use, *core.testing, *core.closing)]
         assert sorted(leases) == list(range(BUDGET))
+
+    @invariant()
+    def more_than_the_budget_is_held_only_while_it_is_in_use(self) -> None:
+        core = self.core
+        if core.held > self.size and core.state is State.OPEN:
+            assert core.shrinking
+            assert not core.idle or core.held - core.returning <= self.size
+            assert not core.spare
 
     @invariant()
     def what_is_open_is_where_the_core_says(self) -> None:

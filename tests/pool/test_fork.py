@@ -20,7 +20,13 @@ uri, how = sys.argv[1:3]
 pool = PySQLXEnginePoolSync(uri, min_size=2, max_size=2)
 if how != "unused":
     pool.start()
-child = os.fork()
+if how == "left":
+    with pool.connection() as conn:
+        conn.begin()
+        child = os.fork()
+        conn.rollback() if child else None
+else:
+    child = os.fork()
 if child == 0:
     if how == "unused":
         pool.start()
@@ -66,6 +72,7 @@ EXPECTED = {
     "ended": ["parent 0"],
     "another": ["child PoolForkedError True", "child ConnectError True", "parent 0"],
     "asyncio": ["child True", "parent 0"],
+    "left": ["parent 0"],
 }
 
 

@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
-from pysqlx_engine.errors import PoolTimeoutError
+from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync
+from pysqlx_engine.errors import PoolClosedError, PoolQueueFullError, PoolTimeoutError
 from pysqlx_engine.pool.runtime import PoolRuntime
 from pysqlx_engine.pool.stats import Histogram
 from tests.proxy import FaultProxy
@@ -36,6 +36,36 @@ async def test_a_connection_held_for_too_long_is_reported_once_with_its_stack(
             async with pool.connection():  # and for each check-out anew
                 while caplog.text.count("has been in use for") < 2:
                     await asyncio.sleep(0.01)
+
+
+async def test_who_has_given_it_back_is_not_reported(sqlite_uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def slow(conn: PySQLXEngine) -> None:
+        await asyncio.sleep(0.3)
+
+    async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, leak_threshold=0.1, reset=slow) as pool:
+        async with pool.connection():
+            pass
+        while not pool.stats().idle:
+            await asyncio.sleep(0.005)
+    assert "has been in use" not in caplog.text
+
+
+async def test_who_was_refused_was_not_served(sqlite_uri: str) -> None:
+    pool = PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, max_waiting=1)
+    async with pool:
+        async with pool.connection():
+            waiting = asyncio.create_task(pool.connection().__aenter__())
+            await asyncio.sleep(0)
+            with pytest.raises(PoolQueueFullError):
+                await pool.connection().__aenter__()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        stats = pool.stats()
+        assert (stats.requests, stats.requests_waited, stats.wait.count) == (2, 1, 2)
+    with pytest.raises(PoolClosedError):
+        await pool.connection().__aenter__()
+    assert pool.stats().requests == 2
 
 
 def test_a_thread_that_holds_one_for_too_long_is_reported(sqlite_uri: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,13 +118,13 @@ async def test_a_task_that_waits_for_itself_is_told_so(sqlite_uri: str) -> None:
         results = await asyncio.gather(nest(), nest(), return_exceptions=True)
         told = [str(result) for result in results if isinstance(result, PoolTimeoutError)]
         assert told
-        assert "This is a dead-lock: the task holds a connection" in told[0]
+        assert "This looks like a dead-lock: the task holds a connection" in told[0]
         assert "one of the 2 in use" in told[0]
 
 
 def test_a_thread_that_waits_for_itself_is_told_so(sqlite_uri: str) -> None:
     with PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1) as pool, pool.connection():
-        with pytest.raises(PoolTimeoutError, match="This is a dead-lock: the thread holds a connection"):
+        with pytest.raises(PoolTimeoutError, match="This looks like a dead-lock: the thread holds a connection"):
             pool.connection(timeout=0.1).__enter__()
 
 

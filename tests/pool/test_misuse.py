@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import logging
+import signal
+import sys
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.errors import ConnectError, PoolAlreadyStartedError, PoolClosedError, PoolTimeoutError
+from pysqlx_engine.pool import monitor
+from pysqlx_engine.pool.background import background
 from tests.servers import Database
 
 
@@ -212,3 +221,144 @@ async def test_a_pool_that_is_closing_refuses_and_a_drained_process_starts_none(
         async with pool.connection():
             pass
     await pool.stop()
+
+
+async def test_a_start_that_is_cancelled_when_it_has_succeeded_leaves_no_pool_open(sqlite_db: Database) -> None:
+    pool = PySQLXEnginePool(sqlite_db.uri, min_size=2)
+    begun = threading.Event()
+    pool._runtime.upkeep.label = lambda _: begun.set()  # type: ignore[method-assign]
+
+    async def use() -> None:
+        async with pool:
+            raise AssertionError("it was cancelled before")
+
+    user = asyncio.create_task(use())
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    while pool._runtime._monitor is None:  # this loop does not learn that the start has ended
+        time.sleep(0.001)
+    user.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await user
+    while pool.stats().held:
+        await asyncio.sleep(0.005)
+    assert pool.closed
+    async with pool:
+        assert pool.stats().idle == 2
+
+
+async def test_a_pool_can_be_started_right_after_a_start_that_was_cancelled(database: Database) -> None:
+    pool = PySQLXEnginePool(database.uri, min_size=3)
+    for delay in (0, 0.002, 0.005, 0.01):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await pool.start()
+            await pool.stop()
+        async with pool:
+            pass
+
+
+def test_a_stop_of_a_thread_pool_that_is_interrupted_is_still_a_stop(sqlite_uri: str) -> None:
+    """And the end of the with block waits for it."""
+
+    class Alarm(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Alarm
+
+    ended = threading.Event()
+
+    def hold() -> None:
+        with pool.connection() as conn:
+            held.set()
+            while conn.connected:
+                time.sleep(0.005)
+        ended.set()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    held = threading.Event()
+    try:
+        with PySQLXEnginePoolSync(sqlite_uri, min_size=1) as pool:
+            threading.Thread(target=hold).start()
+            assert held.wait(5)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Alarm):
+                pool.stop(timeout=0.3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended.wait(5), "nobody cut it off"
+    assert pool.stats().state == "closed"
+    assert pool.stats().held == 0
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan")])
+async def test_a_stop_that_cannot_be_leaves_the_pool_open(sqlite_uri: str, timeout: Any) -> None:
+    async with PySQLXEnginePool(sqlite_uri, min_size=1) as pool:
+        with pytest.raises((ValueError, TypeError), match="timeout="):
+            await pool.stop(timeout)
+        assert not pool.closed
+
+
+def test_a_generator_that_is_closed_has_given_its_connection_back(sqlite_uri: str) -> None:
+    with PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1) as pool:
+
+        def rows() -> Iterator[int]:
+            with pool.connection():
+                yield 1
+
+        for _ in range(50):
+            reader = rows()
+            next(reader)
+            reader.close()
+            assert pool.stats().in_use == 0
+
+
+def test_what_the_monitor_has_taken_back_is_not_taken_from_the_next_user(sqlite_uri: str) -> None:
+    """A check-in of the collector's is put off while somebody has the lock. It may come when the next one has it."""
+    with PySQLXEnginePoolSync(sqlite_uri, min_size=1, max_size=1, check_interval=3600) as pool:
+        runtime = pool._runtime
+
+        def rows() -> Iterator[int]:
+            with pool.connection():
+                yield 1
+
+        reader = rows()
+        next(reader)
+        time.sleep(monitor.LOST_AFTER)
+        go_on = threading.Event()
+        background().call_soon(go_on.wait)  # what is put off has to wait for this
+        with runtime._lock:
+            reader.close()
+        with runtime._lock:
+            (lost,) = runtime.core.in_use
+        assert sys.getrefcount(lost.face) <= 3, "the monitor would find that nobody has it"
+        runtime.reclaim(lost.checkout)
+        with pool.connection():
+            done = threading.Event()
+            go_on.set()
+            background().call_soon(done.set)
+            assert done.wait(5)
+            assert pool.stats().in_use == 1
+
+
+async def test_a_check_out_whose_log_line_fails_gives_its_connection_back(
+    sqlite_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        if "retrieved" in record.msg:
+            raise OSError("disk full")
+        return True
+
+    with caplog.at_level(logging.DEBUG, "pysqlx_engine"):
+        logger = logging.getLogger("pysqlx_engine")
+        async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, check_interval=3600) as pool:
+            logger.addFilter(refuse)
+            try:
+                with pytest.raises(OSError, match="disk full"):
+                    async with pool.connection():
+                        pass
+            finally:
+                logger.removeFilter(refuse)
+            assert pool.stats().in_use == 0

@@ -388,6 +388,8 @@ BAD_PARAMETERS = [
     ({"fail_fast": 1}, "fail_fast=1: True or False"),
     ({"leak_threshold": 0}, "leak_threshold=0"),
     ({"reconnect_timeout": -1}, "reconnect_timeout=-1"),
+    ({"min_size": None, "max_size": "5"}, "max_size='5'"),
+    ({"conn_timeout": 10**400}, "conn_timeout=1000"),
 ]
 
 

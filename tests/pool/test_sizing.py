@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -256,3 +257,47 @@ def test_a_timeout_that_cannot_be_is_refused(sqlite_uri: str, timeout: object) -
     for pool in (PySQLXEnginePool(sqlite_uri), PySQLXEnginePoolSync(sqlite_uri)):
         with pytest.raises((ValueError, TypeError), match="timeout="):
             pool.connection(timeout=timeout)  # type: ignore[arg-type]
+
+
+async def test_who_waits_for_the_test_of_an_idle_connection_only_is_not_in_the_queue(sqlite_uri: str) -> None:
+    pool = PySQLXEnginePool(sqlite_uri, min_size=5, max_size=5, max_waiting=1, check_after=0)
+    async with pool:
+        for _ in range(3):
+            together = asyncio.Barrier(5)
+
+            async def use(together: asyncio.Barrier = together) -> None:
+                async with pool.connection():
+                    await together.wait()
+
+            await asyncio.gather(*(use() for _ in range(5)))
+
+
+def test_threads_that_resize_at_once_end_with_the_size_of_one_of_them(sqlite_uri: str) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with PySQLXEnginePoolSync(sqlite_uri, min_size=0, max_size=8, check_interval=3600) as pool:
+            for _ in range(60):
+                held = [pool.connection() for _ in range(4)]
+                for checkout in held:
+                    checkout.__enter__()
+                together = threading.Barrier(2)
+
+                def resize(size: int, together: threading.Barrier = together) -> None:
+                    together.wait()
+                    pool.resize(0, size)
+
+                threads = [threading.Thread(target=resize, args=(size,)) for size in (2, 8)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                size = pool._runtime._budget.size  # type: ignore[union-attr]
+                assert pool.stats().max_size == size
+                for checkout in held:
+                    checkout.__exit__(None, None, None)
+                while pool.stats().held > size:
+                    time.sleep(0.001)
+                pool.resize(0, 8)
+    finally:
+        sys.setswitchinterval(before)

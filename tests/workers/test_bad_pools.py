@@ -34,7 +34,7 @@ def only_line(directory: Path, *arguments: str) -> str:
     status, out, err = finished(directory, *arguments)
     assert status == 3, (out, err)
     assert SECRET not in "\n".join(out + err)
-    assert len(err) == 1, err
+    assert len(err) == 1, "\n".join(err)
     return err[0]
 
 

@@ -98,7 +98,7 @@ class Process:
     def set_ceiling(self, ceiling: int | None) -> None:
         self.perform(self.core.set_ceiling(ceiling))
 
-    def resized(self, size: int) -> None: ...
+    def resized(self) -> None: ...
 
     def refused(self, error: BaseException) -> None:
         raise AssertionError(error)
