@@ -79,7 +79,7 @@ class PySQLXEngine:
         self._raw: pysqlx_core.Connection | None = None
         self._in_flight: list[DriverCall[Any]] = []
         self._dirty = False
-        """A transaction may be open."""
+        """A transaction may be open, or it is not fit for anybody else, or closed: a pool has to look closer."""
         self._in_transaction = False
         """A transaction was opened, and not ended by anything we know of."""
         self._openings = 0
@@ -117,7 +117,7 @@ class PySQLXEngine:
 
     async def close(self) -> None:
         """Close the connection; does nothing when it is closed. The driver tells the server in the background."""
-        self._raw = None
+        self._raw, self._dirty = None, True
 
     def is_healthy(self) -> bool:
         """False once a call has found the connection broken; it does not ask the server. Raises NotConnectedError."""
@@ -278,7 +278,7 @@ class PySQLXEngine:
             self._tainted = True
 
     def _transaction_ended(self) -> None:
-        self._dirty, self._in_transaction = self._tainted, False
+        self._dirty, self._in_transaction = self._tainted or self._failed, False
 
     async def _call(
         self, failure: type[PySQLXError], method: str, argument: object, effect: Effect = Effect.NONE
@@ -295,7 +295,7 @@ class PySQLXEngine:
             if call.running or not _is_panic(error):
                 raise
             if "JoinError" in str(error):
-                self._failed = True  # what sends and receives on this connection has come to its end
+                self._failed = self._dirty = True  # what sends and receives on this connection has come to its end
             raise _from_panic(failure, error) from None
         finally:
             if not call.running and call in in_flight:
@@ -346,7 +346,7 @@ class PySQLXEngine:
             or message.startswith(_GONE_MESSAGES[self._provider])
             or _STALE_PLAN in message
         ):
-            self._failed = True
+            self._failed = self._dirty = True
         if kind.endswith("IsoLevelError"):
             failure = IsoLevelError
         return failure(code, message)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngine
 from .background import run_in_background
-from .checkout import CheckoutBase
+from .checkout import CheckoutBase, ids
 from .config import check_timeout
 from .face import PoolFace
 from .leaks import stack_of
@@ -81,9 +81,9 @@ class AsyncCheckout(CheckoutBase):
     __slots__ = ()
 
     async def __aenter__(self) -> PySQLXEngine:
-        if self._entered:
+        if self._id:
             raise RuntimeError("a check-out serves once: call connection() for each")
-        self._entered = True
+        self._id = checkout = next(ids)
         runtime = self._pool._runtime
         loop = get_running_loop()
         if runtime.owner_loop is not loop and (error := runtime.loop_error(loop)) is not None:
@@ -91,10 +91,10 @@ class AsyncCheckout(CheckoutBase):
         traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
         holder = id(current_task(loop))
         try:
-            conn = runtime.try_check_out(holder, self._id)
+            conn = runtime.try_check_out(holder, checkout)
             if conn is None:
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-                conn = await runtime.wait_in_task(timeout, holder, self._id)
+                conn = await runtime.wait_in_task(timeout, holder, checkout)
             self._conn, self._face = conn, conn.face
             if runtime.traces_stacks:
                 conn.stack = stack_of(sys._getframe(1))
@@ -105,7 +105,7 @@ class AsyncCheckout(CheckoutBase):
             raise  # the garbage collector's work, see `wait_in_task`
         except BaseException:
             self._conn = self._face = None
-            runtime.reclaim(self._id)
+            runtime.reclaim(checkout)
             raise
         face: PySQLXEngine = conn.face
         return face

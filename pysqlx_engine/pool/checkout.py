@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from types import TracebackType
 from typing import Any
 
 from .background import background
@@ -12,23 +13,28 @@ from .face import PoolFace
 
 logger = logging.getLogger("pysqlx_engine")
 
-_ids = itertools.count(1)
+ids = itertools.count(1)
 
 
 class CheckoutBase:
-    __slots__ = ("_conn", "_entered", "_face", "_id", "_pool", "_timeout", "_traced")
+    __slots__ = ("_conn", "_face", "_id", "_pool", "_timeout", "_traced")
 
     def __init__(self, pool: PoolFace[Any, Any, Any], timeout: float | None) -> None:
-        self._id = next(_ids)
+        self._id = 0
+        """Set when it begins."""
         self._timeout = timeout
         self._pool = pool  # the pool itself, so that it is not collected while one of its connections is in use
         self._conn: ConnInfo | None = None
         self._face: Any = None
         """Keeps `take_back_what_nobody_has` away for as long as this check-out lives, whatever its user keeps."""
-        self._entered = False
         self._traced = False
 
-    def _end(self, error: type[BaseException] | None) -> None:
+    def _end(
+        self,
+        error: type[BaseException] | None,
+        value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
         """Check in, at the end of a `with` block that `error` ended."""
         conn, runtime = self._conn, self._pool._runtime
         if conn is None:

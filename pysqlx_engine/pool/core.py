@@ -265,16 +265,17 @@ class PoolCore:
         """An idle connection, or None: then the caller may wait. Raises PoolClosedError or PoolForkedError."""
         if self.state is not _OPEN:
             raise self.refusal()
-        if not self.idle:
+        idle = self.idle
+        if not idle:
             return None
-        conn = self.idle[-1]
+        conn = idle[-1]
         if now - conn.last_used > self.check_after:
             return None
         conn.holder = holder
         conn.checkout = checkout
         conn.checked_out_at = now
         self.in_use.add(conn)
-        self.idle.pop()
+        idle.pop()
         return conn
 
     def check_out_untested(self, now: float, holder: int, checkout: int) -> ConnInfo | None:

@@ -207,14 +207,13 @@ class PoolRuntime:
     def check_in(self, conn: ConnInfo) -> None:
         """Take `conn` back from whoever used it."""
         engine = conn.engine
-        if engine._in_flight or engine._dirty or engine._failed or engine._raw is None or self._needs_cleaning:
+        if engine._dirty or engine._in_flight or self._needs_cleaning:
             if self.core.state is not State.FORKED:  # in a child it is the parent's
-                background().spawn(self._clean(conn, conn.checkout))  # tainted is dirty too
+                background().spawn(self._clean(conn, conn.checkout))
             return
         conn.last_used = now = time.monotonic()
         with self._lock:  # as `_decide` does: this is the hot path, and saves the call
-            hold = self._counters.hold
-            held = now - conn.checked_out_at
+            hold, held = self._counters.hold, now - conn.checked_out_at
             hold.buckets[int(held * 1e6).bit_length()] += 1  # `observe`, without the call
             hold.sum += held
             effects = self.core.check_in(conn)

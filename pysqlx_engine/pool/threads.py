@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from ..engine.connection import PySQLXEngineSync
 from .background import call_in_background
-from .checkout import CheckoutBase
+from .checkout import CheckoutBase, ids
 from .config import check_timeout
 from .face import PoolFace
 from .leaks import stack_of
@@ -69,17 +69,17 @@ class Checkout(CheckoutBase):
     __slots__ = ()
 
     def __enter__(self) -> PySQLXEngineSync:
-        if self._entered:
+        if self._id:
             raise RuntimeError("a check-out serves once: call connection() for each")
-        self._entered = True
+        self._id = checkout = next(ids)
         runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
         holder = get_ident()
         try:
-            conn = runtime.try_check_out(holder, self._id)
+            conn = runtime.try_check_out(holder, checkout)
             if conn is None:
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
-                conn = runtime.wait_in_thread(timeout, holder, self._id)
+                conn = runtime.wait_in_thread(timeout, holder, checkout)
             self._conn, self._face = conn, conn.face
             if runtime.traces_stacks:
                 conn.stack = stack_of(sys._getframe(1))
@@ -88,12 +88,9 @@ class Checkout(CheckoutBase):
                 runtime.trace_retrieved(conn, traced)
         except BaseException:
             self._conn = self._face = None
-            runtime.reclaim(self._id)
+            runtime.reclaim(checkout)
             raise
         face: PySQLXEngineSync = conn.face
         return face
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._end(exc_type)
+    __exit__ = CheckoutBase._end
