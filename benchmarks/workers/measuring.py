@@ -112,29 +112,26 @@ def idle_sync(face: ThreadFace, uri: str, seconds: float) -> float:
         return batches.median
 
 
-async def query_async(face: AsyncFace, uri: str, seconds: float) -> float:
-    assert face.one_row is not None
-    return await _repeat_async(face, face.one_row, ONE_ROW, uri, seconds)
+def query_async(face: AsyncFace, uri: str, seconds: float) -> Coroutine[Any, Any, float]:
+    return _repeat_async(face, face.one_row, ONE_ROW, uri, seconds)
 
 
 def query_sync(face: ThreadFace, uri: str, seconds: float) -> float:
-    assert face.one_row is not None
     return _repeat_sync(face, face.one_row, ONE_ROW, uri, seconds)
 
 
-async def rows_async(face: AsyncFace, uri: str, seconds: float) -> float:
-    assert face.many_rows is not None
-    return await _repeat_async(face, face.many_rows, MANY_ROWS, uri, seconds)
+def rows_async(face: AsyncFace, uri: str, seconds: float) -> Coroutine[Any, Any, float]:
+    return _repeat_async(face, face.many_rows, MANY_ROWS, uri, seconds)
 
 
 def rows_sync(face: ThreadFace, uri: str, seconds: float) -> float:
-    assert face.many_rows is not None
     return _repeat_sync(face, face.many_rows, MANY_ROWS, uri, seconds)
 
 
 async def _repeat_async(
-    face: AsyncFace, query: Callable[[Any, str], Awaitable[object]], sql: str, uri: str, seconds: float
+    face: AsyncFace, query: Callable[[Any, str], Awaitable[object]] | None, sql: str, uri: str, seconds: float
 ) -> float:
+    assert query is not None
     async with face.open_pool(uri, CONNECTIONS, CONNECTIONS) as check_out:
         batches = Batches(seconds)
         for loops in batches:
@@ -144,7 +141,10 @@ async def _repeat_async(
         return batches.median
 
 
-def _repeat_sync(face: ThreadFace, query: Callable[[Any, str], object], sql: str, uri: str, seconds: float) -> float:
+def _repeat_sync(
+    face: ThreadFace, query: Callable[[Any, str], object] | None, sql: str, uri: str, seconds: float
+) -> float:
+    assert query is not None
     with face.open_pool(uri, CONNECTIONS, CONNECTIONS) as check_out:
         batches = Batches(seconds)
         for loops in batches:
