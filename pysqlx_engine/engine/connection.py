@@ -59,9 +59,11 @@ class PySQLXEngine:
     Values go in by name, `conn.query("SELECT :id AS id", {"id": 1})`, as the statement's parameters. A `:name` inside
     a quoted literal counts as a parameter too. PostgreSQL takes a parameter in the type that the statement gives it:
     where that is not the value's own, say so with a cast of the value's type (`CAST(:day AS date)`), and pass a float,
-    never an int, for a double precision column: the server would take the int's bits for a float's. A float goes out as
-    the decimal number of its digits, since the driver has but single precision for it; MySQL takes that for text where
-    nothing gives it a type (`SELECT CAST(:share AS double)`).
+    never an int, for a double precision column: the server would take the int's bits for a float's.
+
+    The driver has but single precision for a float, so it goes out as the decimal number of its digits. MySQL takes
+    that for text where nothing else has a type: to compare or order such values with each other, or to put one into
+    JSON, write `CAST(:share AS double)`. An array of floats with one that is not finite goes out in single precision.
 
     A datetime without a zone is taken for UTC, and datetimes come back in UTC. SQLite has no types for time: the driver
     stores dates and datetimes as milliseconds since 1970 and times as whole seconds (in milliseconds of the day), and
@@ -278,7 +280,7 @@ class PySQLXEngine:
             self._tainted = True
 
     def _transaction_ended(self) -> None:
-        self._dirty, self._in_transaction = self._tainted or self._failed, False
+        self._dirty, self._in_transaction = self._tainted or self._failed or self._raw is None, False
 
     async def _call(
         self, failure: type[PySQLXError], method: str, argument: object, effect: Effect = Effect.NONE

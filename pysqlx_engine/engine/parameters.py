@@ -7,6 +7,7 @@ that can go wrong is found here, and subclasses are turned into the type they ex
 from __future__ import annotations
 
 import math
+import struct
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -75,11 +76,25 @@ def _fits_64_bits(value: int) -> bool:
 
 
 def _float(provider: Provider, name: str, value: float) -> Decimal | float:
-    if math.isfinite(value):
-        return Decimal(float.__repr__(value))  # the driver would send a float in single precision
     if provider == "mysql":
-        _refuse(name, f"is {value}, which {provider} does not know: pass None")
-    return float(value)
+        if not math.isfinite(value):
+            _refuse(name, f"is {value}, which mysql does not know: pass None")
+        if _is_single(value):
+            return float(value)  # as a Decimal it would be text
+    # The driver sends a float in single precision. A Decimal cannot be -0.0, infinite or no number.
+    return _exact(value) if math.isfinite(value) and (value or math.copysign(1, value) > 0) else float(value)
+
+
+def _is_single(value: float) -> bool:
+    """Whether single precision loses nothing of `value`."""
+    try:
+        return bool(struct.unpack("f", struct.pack("f", value))[0] == value)
+    except OverflowError:
+        return False
+
+
+def _exact(value: float) -> Decimal:
+    return Decimal(float.__repr__(value))
 
 
 def _str(provider: Provider, name: str, value: str) -> str:
@@ -130,13 +145,16 @@ def _uuid(provider: Provider, name: str, value: UUID) -> UUID:
 def _array(provider: Provider, name: str, value: tuple[object, ...]) -> tuple[object, ...]:
     if provider != "postgresql":
         _refuse(name, f"is a tuple: arrays are PostgreSQL's, for {provider} pass a list, which is sent as JSON")
+    if value and all(isinstance(item, float) for item in value):
+        floats = [float(item) for item in value]  # type: ignore[arg-type]
+        return tuple(floats if not all(map(math.isfinite, floats)) else map(_exact, floats))
     items = tuple(_convert(provider, f"{name}[{index}]", item) for index, item in enumerate(value))
     for index, item in enumerate(items):
         if item is None or isinstance(item, tuple):
             _refuse(name, f"has {item!r} at position {index}: the driver sends neither NULLs nor arrays in an array")
         if type(item) is not type(items[0]):
             kinds = f"{type(items[0]).__name__} at position 0 and {type(item).__name__} at position {index}"
-            _refuse(name, f"has {kinds}: all items of an array have one type, and a float that is finite is a Decimal")
+            _refuse(name, f"has {kinds}: all items of an array have one type")
     return items
 
 

@@ -31,14 +31,13 @@ _FIRST_WORD = re.compile(
 _BEGINS = re.compile(r"\b(?:BEGIN|START\s+TRANSACTION)\b", re.IGNORECASE)
 _ENDS = frozenset({"COMMIT", "ROLLBACK", "END", "ABORT"})
 # ROLLBACK TO goes back inside the transaction, AND CHAIN opens the next one, PREPARED ends one that is not this one's.
-_DOES_NOT_END = re.compile(r"\b(?:TO|CHAIN|PREPARED)\b", re.IGNORECASE)
-_ENDS_AFTER_ALL = re.compile(r"\bAND\s+NO\s+CHAIN\b", re.IGNORECASE)
+_DOES_NOT_END = re.compile(r"\b(?:TO|PREPARED)\b|\b(?<!\bNO\s)CHAIN\b", re.IGNORECASE)
 # MySQL's table locks say READ or WRITE; PostgreSQL's LOCK says neither and ends with its transaction. With MySQL's
 # completion_type every ROLLBACK may open the next transaction, with SQL Server's ANSI_DEFAULTS every statement. DISCARD
 # ALL and DEALLOCATE ALL take away the statements that the driver has prepared, and does not prepare again.
 _OUTLIVES = re.compile(
     r"AUTOCOMMIT|COMPLETION_TYPE|IMPLICIT_TRANSACTIONS|ANSI_DEFAULTS|LOCKING_MODE"
-    r"|\b(?:DISCARD|DEALLOCATE)\s+(?:PREPARE\s+)?ALL\b"
+    r"|\b(?:DISCARD|DEALLOCATE)\b.*\bALL\b"
     r"|\bLOCK\b.*\b(?:READ|WRITE|INSTANCE)\b|\bREAD\s+LOCK\b|\bFOR\s+EXPORT\b|\bHANDLER\b|\bBACKUP\s+(?:LOCK|STAGE)\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -81,9 +80,7 @@ def _effect(sql: str) -> Effect:
     if _OUTLIVES.search(sql):
         return Effect.TAINTS
     if word in _ENDS:
-        if _DOES_NOT_END.search(sql) and not _ENDS_AFTER_ALL.search(sql):
-            return Effect.MAY_OPEN
-        return Effect.ENDS
+        return Effect.MAY_OPEN if _DOES_NOT_END.search(sql) else Effect.ENDS
     if word in {"BEGIN", "START"} and _BEGINS.search(sql):
         return Effect.OPENS
     return Effect.NONE if word in _SETTINGS and not _UNSETS.search(sql) else Effect.MAY_OPEN

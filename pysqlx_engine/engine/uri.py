@@ -92,8 +92,9 @@ _SECRET = re.compile(r"(?i)password|passwd|pwd|secret|token|^key$")
 _SECRET_PROPERTY = re.compile(r"(?i)(;[^=;]*(?:password|pwd|secret|token)[^=;]*=)(?:\s*\{(?:[^}]|\}\})*\}?|[^;]*)")
 # What stands for a SQL Server's port and is no number may be a password, e.g. of a URI written as for PostgreSQL.
 _NO_PORT = re.compile(r"(?i)^((?:jdbc:)?sqlserver://[^;]*?:)(?!\d{1,5}\s*(?:;|$))[^;\]]+(?=;|$)")
-# A password that begins with digits looks like a port, up to the / or ? or # in it. An @ after a = is in an option.
-_CUT_PASSWORD = re.compile(r"//[^/?#@]*:\d*[/?#][^=@]*@")
+# A password that begins with digits looks like a port, up to the / or ? or # in it. After a ?, an @ may be in an
+# option, as long as no path follows.
+_CUT_PASSWORD = re.compile(r"//[^/?#@]*:\d*(?:/[^?#@]*@|[/?#][^=@]*@|#[^@]*@|\?[^@]*@[^@?#]*/)")
 
 
 def mask_uri(text: str) -> str:

@@ -43,10 +43,8 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
         """Close the pool: check-outs and waiters get PoolClosedError, connections in use may be used for `timeout`
         seconds, then they are closed too. Returns when the server has let go of them. Raises PoolAlreadyClosedError.
         """
-        if self._runtime.stop_later(timeout):
-            return
-        # Shielded: a stop that somebody is tired of waiting for is still a stop.
-        await asyncio.shield(run_in_background(self._runtime.stop(timeout)))
+        if not self._runtime.stop_later(timeout):
+            await run_in_background(self._runtime.stop_whatever_comes(timeout))
 
     async def drain(self) -> None:
         """Replace every connection by a new one while the pool goes on serving: those that are idle one after the

@@ -387,6 +387,7 @@ class PoolCore:
 
     def granted(self, leases: Sequence[Lease]) -> Effects:
         self.spare.extend(leases)
+        self.shrinking = self.shrinking or self.held > self.budget_size  # granted before a resize, and come after it
         self._told = self._told._replace(want=max(0, self._told.want - len(leases)))
         return self._plan()
 
@@ -538,8 +539,9 @@ class PoolCore:
             effects.test.append(conn)
         if self.fail_fast and self.last_error is not None and not self.size:
             # One has to find out whether the server is back; nobody else waits for that.
-            probes = 0 if self.backing_off and not self.opening else 1
-            effects.wake += self._fail_waiters(self.last_error, keep=probes).wake
+            can_open = self.spare or (self.held < self.budget_size and not self.denied)
+            probing = self.opening or (can_open and not self.backing_off)
+            effects.wake += self._fail_waiters(self.last_error, keep=1 if probing else 0).wake
         if self.state is _OPEN and not self.backing_off:
             while self.spare and len(self.opening) < self._most_opening and self._short():
                 lease = self.spare.pop()

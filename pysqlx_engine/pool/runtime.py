@@ -577,6 +577,10 @@ class PoolRuntime:
             await self._until(lambda: not core.held, CLOSE_TIMEOUT)
         logger.info("Pool: All workers stopped and connections closed.")
 
+    async def stop_whatever_comes(self, timeout: float) -> None:
+        """A stop that somebody is tired of waiting for is still a stop."""
+        await asyncio.shield(self.stop(timeout))
+
     def refuse_check_outs(self) -> None:
         """The first half of `stop`: no check-outs any more, from any thread."""
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from logging import DEBUG
@@ -36,11 +35,7 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """See `PySQLXEnginePool.stop`."""
         if not self._runtime.stop_later(timeout):
-            call_in_background(self._stop(timeout))
-
-    async def _stop(self, timeout: float) -> None:
-        # Shielded: a stop that somebody is tired of waiting for is still a stop.
-        await asyncio.shield(self._runtime.stop(timeout))
+            call_in_background(self._runtime.stop_whatever_comes(timeout))
 
     def drain(self) -> None:
         """See `PySQLXEnginePool.drain`."""

@@ -314,3 +314,13 @@ def test_a_connection_that_a_value_broke_is_not_healthy(face: Callable[[str], Fa
     with pytest.raises(QueryError, match="cannot convert a value of the result, or of the parameters"):
         conn.query("SELECT CAST(:v AS numeric) AS v", {"v": float("inf")})
     assert not conn.is_healthy()
+
+
+async def test_a_connection_closed_before_its_commit_has_ended_needs_a_closer_look(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as conn:
+        await conn.begin()
+        commit = asyncio.create_task(conn.commit())
+        await asyncio.sleep(0)
+        await conn.close()
+        await asyncio.wait([commit])
+        assert conn._dirty

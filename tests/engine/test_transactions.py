@@ -42,6 +42,7 @@ def test_a_statement_that_opens_one_is_seen(sql: str) -> None:
         "ROLLBACK TO a",
         "",
         "ROLLBACK TO SAVEPOINT a",
+        "ROLLBACK TO SAVEPOINT a /* and no chain */",
         "COMMIT PREPARED 'x'",
         "EXEC p",
         "START SLAVE",
@@ -122,6 +123,7 @@ def test_a_command_that_cannot_be_told_counts_as_one_that_opens(sql: str) -> Non
         "/*M! SET */ autocommit=0",
         "DISCARD ALL",
         "deallocate prepare all",
+        "DISCARD/**/ALL",
     ],
 )
 def test_what_a_rollback_does_not_undo_taints_the_connection(sql: str) -> None:

@@ -44,6 +44,8 @@ def test_one_postgresql_database_has_one_identity_however_it_is_written(uri: str
         ("mysql://root@x/shop?socket=/run/mysqld/mysqld.sock", "mysql://127.0.0.1:3306/shop"),
         ("mysql://root@db", "mysql://db:3306/mysql"),
         ("postgresql://db:1/b?application_name=me@here", "postgresql://db:1/b"),
+        ("postgresql://db:1/b?sslrootcert=/home/me@here/ca.pem", "postgresql://db:1/b"),
+        ("postgresql://db:1?application_name=me@here", "postgresql://db:1/postgres"),
         ("postgresql://me:1234@db/a@b", "postgresql://db:5432/a@b"),
         ("sqlserver://db;database=shop;user=sa;password=x", "sqlserver://db:1433/shop"),
         ("jdbc:sqlserver://db:1444;initial catalog=shop", "sqlserver://db:1444/shop"),
@@ -124,6 +126,10 @@ WITH_SECRETS = [
     f"file:x.db?key={SECRET}",
     *(f"{scheme}://me:1234{cut}{DIGITS}@db:5432/x" for scheme in ("postgresql", "mysql") for cut in "/?#"),
     f"postgresql://me:1234/5?{DIGITS}@db/x",
+    f"postgresql://me:1234/{DIGITS}=@db:5432/x",
+    f"mysql://me:77/{DIGITS}==@db/x",
+    f"postgresql://me:12?a={DIGITS}@db/x",
+    f"postgresql://me:12#a={DIGITS}@db/x",
     f"sqlserver://sa:{DIGITS};database=x",
 ]
 

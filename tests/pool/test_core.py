@@ -261,3 +261,28 @@ def test_the_pools_own_waiters_take_nobodys_place_in_the_queue() -> None:
     with pytest.raises(PoolQueueFullError, match="1 wait"):
         core.wait(Waiter(lambda: None, 8), 0.0)
     core.wait(Waiter(lambda: None, OURSELVES), 0.0)
+
+
+def test_a_grant_that_comes_after_the_budget_was_made_smaller_goes_back() -> None:
+    core = PoolCore(0, 4)
+    core.start()
+    core.wait(Waiter(lambda: None, 1), 0.0)
+    core.resized(1)
+    effects = core.granted([1, 2])
+    assert core.held <= 1
+    assert not core.shrinking
+    assert core.opening or effects.tell, "who waits is not forgotten"
+
+
+def test_nobody_probes_where_nothing_can_be_opened() -> None:
+    core = PoolCore(0, 1, fail_fast=True)
+    core.start()
+    core.wait(Waiter(lambda: None, 1), 0.0)
+    core.granted([1])
+    core.open_failed(1, OSError("no answer"), permanent=False, given_up=True)
+    core.try_again()
+    late = Waiter(lambda: None, 2)
+    effects = core.wait(late, 0.0)
+    assert effects is not None
+    assert effects.wake == [late]
+    assert isinstance(late.error, OSError)

@@ -362,3 +362,20 @@ async def test_a_check_out_whose_log_line_fails_gives_its_connection_back(
             finally:
                 logger.removeFilter(refuse)
             assert pool.stats().in_use == 0
+
+
+def test_a_stop_that_was_given_up_goes_on_when_its_loop_has_ended(sqlite_uri: str) -> None:
+    pool = PySQLXEnginePool(sqlite_uri, min_size=1, check_interval=3600)
+
+    async def give_up() -> None:
+        await pool.start()
+        await pool.connection().__aenter__()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.stop(timeout=0.3), 0.05)
+
+    asyncio.run(give_up())
+    assert pool.stats().state == "stopping"
+    deadline = time.monotonic() + 5
+    while pool.stats().held:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
