@@ -415,3 +415,11 @@ async def test_the_log_tells_the_life_of_a_connection(sqlite_uri: str, caplog: p
     assert ("INFO", "Removed:") in said
     assert said[0] == ("INFO", "Pool: Starting the connection pool.")
     assert said[-1] == ("INFO", "Pool: All workers stopped and connections closed.")
+
+
+async def test_a_pool_whose_check_outs_never_wait_can_be_started(database: Database) -> None:
+    async with PySQLXEnginePool(database.uri, min_size=1, max_size=1, conn_timeout=0) as pool:
+        async with pool.connection() as conn:
+            assert await conn.query_first_as_dict("SELECT 1 AS a") == {"a": 1}
+            with pytest.raises(PoolTimeoutError):
+                await pool.connection().__aenter__()
