@@ -296,8 +296,7 @@ class PySQLXEngine:
         except BaseException as error:
             if call.running or not _is_panic(error):
                 raise
-            if "JoinError" in str(error):
-                self._failed = self._dirty = True  # what sends and receives on this connection has come to its end
+            self._panicked(error)
             raise _from_panic(failure, error) from None
         finally:
             if not call.running and call in in_flight:
@@ -323,12 +322,16 @@ class PySQLXEngine:
             except pysqlx_core.PySQLxError as error:
                 if self._raw is not None:  # not a name of this frame's: see `_call`
                     self._failure(QueryError, self._raw, error)
-            except BaseException:
+            except BaseException as error:
                 if call.running:
                     raise
-                # It has ended, and nobody is there any more to be told how.
+                self._panicked(error)  # else it has ended, and nobody is there any more to be told how
             if call in in_flight:
                 in_flight.remove(call)
+
+    def _panicked(self, error: BaseException) -> None:
+        if "JoinError" in str(error) and _is_panic(error):
+            self._failed = self._dirty = True  # what sends and receives on this connection has come to its end
 
     def _forget_calls(self) -> None:
         """Drop the calls that nobody awaits any more: each has hold of the driver's connection, and may itself be held
@@ -461,11 +464,9 @@ class PySQLXEngineSync:
 
 # What the driver reports once a connection is gone. It says "healthy" in some of these cases (measured with 0.2.3):
 # with MySQL a killed session reads as a failed reconnect, and a call with the wrong number of parameters leaves the
-# connection unusable.
-_GONE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05"})
-# The driver prepares each text of a statement once, and never again: a statement that the server has forgotten (26000),
-# or whose columns have changed since, would fail on this connection for ever.
-_GONE_CODES |= {"26000"}
+# connection unusable. The driver prepares each text of a statement once, and never again: a statement that the server
+# has forgotten (26000), or whose columns have changed since, would fail on this connection for ever.
+_GONE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05", "26000"})
 _STALE_PLAN = "cached plan must not change result type"
 _GONE = ("The server terminated the connection.", "Error creating a database connection.")
 _GONE_MESSAGES: dict[Provider, tuple[str, ...]] = {

@@ -81,8 +81,9 @@ def _float(provider: Provider, name: str, value: float) -> Decimal | float:
             _refuse(name, f"is {value}, which mysql does not know: pass None")
         if _is_single(value):
             return float(value)  # as a Decimal it would be text
-    # The driver sends a float in single precision. A Decimal cannot be -0.0, infinite or no number.
-    return _exact(value) if math.isfinite(value) and (value or math.copysign(1, value) > 0) else float(value)
+    if not math.isfinite(value) or (value == 0 and math.copysign(1, value) < 0):
+        return float(value)  # the driver's Decimal cannot be that
+    return _exact(value)
 
 
 def _is_single(value: float) -> bool:
@@ -94,6 +95,7 @@ def _is_single(value: float) -> bool:
 
 
 def _exact(value: float) -> Decimal:
+    """What stands for `value`: the driver sends a float in single precision."""
     return Decimal(float.__repr__(value))
 
 
@@ -147,7 +149,7 @@ def _array(provider: Provider, name: str, value: tuple[object, ...]) -> tuple[ob
         _refuse(name, f"is a tuple: arrays are PostgreSQL's, for {provider} pass a list, which is sent as JSON")
     if value and all(isinstance(item, float) for item in value):
         floats = [float(item) for item in value]  # type: ignore[arg-type]
-        return tuple(floats if not all(map(math.isfinite, floats)) else map(_exact, floats))
+        return tuple(map(_exact, floats) if all(map(math.isfinite, floats)) else floats)
     items = tuple(_convert(provider, f"{name}[{index}]", item) for index, item in enumerate(value))
     for index, item in enumerate(items):
         if item is None or isinstance(item, tuple):

@@ -245,7 +245,7 @@ async def open_session(
         async with contextlib.nullcontext() if uri.port is None or _direct.get(server) else _turns[server]:
             if uri.port is not None:
                 # What is closed already may have its ports used again.
-                known = {known.address for known in connections_to(uri.port) if known.state == Tcp.ESTABLISHED}
+                known = {seen.address for seen in connections_to(uri.port) if seen.state == Tcp.ESTABLISHED}
             started = time.monotonic()
             await engine._connect_uri(uri)
             return await _identify(engine, lambda port: _find_tcp_socket(uri, port, known))
@@ -338,15 +338,16 @@ def _find_tcp_socket(uri: DatabaseURI, port: int | None, known: set[Endpoints]) 
     in this process; from the local `port` that the server sees, or, where a proxy or NAT hides it, the only new one."""
     if port is None or uri.port is None:
         return None, False
+    connections = connections_to(uri.port)
     new = [
         connection
-        for connection in connections_to(uri.port)
+        for connection in connections
         if connection.state == Tcp.ESTABLISHED
         and connection.address not in known
         and _may_be(uri.host, connection.remote)
     ]
     found = [connection for connection in new if connection.local_port == port]
-    _direct[uri.host, uri.port] = direct = any(seen.local_port == port for seen in connections_to(uri.port))
+    _direct[uri.host, uri.port] = direct = any(connection.local_port == port for connection in connections)
     if not direct:
         own = _own_sockets()
         found = [connection for connection in new if connection.inode in own]

@@ -172,7 +172,7 @@ def _sqlserver(text: str, rest: str) -> DatabaseURI:
         host, _, number = host.rpartition(":") if ":" in host and not host.endswith("]") else (host, "", "")
         number = number or properties.get("port", properties.get("portnumber", ""))
         if number and (not number.isdecimal() or int(number) > 65535):
-            raise _invalid(text, "its port is none")  # it may be a password in the wrong place
+            raise _invalid(text, "its port is not a number up to 65535")  # it may be a password in the wrong place
         port = int(number) if number else _DEFAULT_PORTS["sqlserver"]
     host = _same_host(host.strip("[]"))
     database = "master"

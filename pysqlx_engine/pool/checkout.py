@@ -35,7 +35,8 @@ class CheckoutBase:
         value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        """Check in, at the end of a `with` block that `error` ended."""
+        """Check in, at the end of a `with` block that `error` ended. The other two are what such an end is told as
+        well: for threads this is `__exit__`, and a call more would show."""
         conn, runtime = self._conn, self._pool._runtime
         if conn is None:
             return

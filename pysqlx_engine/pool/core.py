@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -361,9 +362,10 @@ class PoolCore:
         return self._keep_or_close(conn, keep=alive and not over)
 
     @property
-    def _allowed(self) -> float:
-        """Leases that may be held."""
-        return min(math.inf if self.ceiling is None else self.ceiling, self.budget_size if self.shrinking else math.inf)
+    def _allowed(self) -> int:
+        """Leases that may be held, as far as anybody has said so."""
+        ceiling = sys.maxsize if self.ceiling is None else self.ceiling
+        return min(ceiling, self.budget_size) if self.shrinking else ceiling
 
     def _holds_too_many(self) -> bool:
         return self.held - self.returning > self._allowed
@@ -550,8 +552,8 @@ class PoolCore:
         # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
         keep = min(len(self.spare), len(self.waiters)) if self.backing_off else 0
         for limit in (self._allowed, self.server_limit):
-            if limit is not None and limit < self.held:
-                keep = max(0, min(keep, int(limit) - (self.held - len(self.spare))))
+            if limit is not None:
+                keep = max(0, min(keep, limit - (self.held - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
         del self.spare[keep:]
         # The oldest of the idle ones first; those that are closing already are on their way back.

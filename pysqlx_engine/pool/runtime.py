@@ -468,16 +468,6 @@ class PoolRuntime:
             logger.info("Pool: Starting the connection pool.")
             self.owner_loop = self.upkeep.user_loop = user_loop
             await self._begin()
-            logger.info("Pool: Initialized with %d connections.", self.core.size)
-            self._monitor = asyncio.get_running_loop().create_task(run_monitor(self, threads=self._threads))
-            logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
-            logger.info("Pool: Workers started.")
-            registry.started_well()
-            try:
-                await asyncio.sleep(0)  # the monitor says that it runs before start() returns
-            except BaseException:
-                await self._finish(START_FAILED_TIMEOUT)
-                raise
         finally:
             self._starting = False
 
@@ -518,6 +508,12 @@ class PoolRuntime:
             await self._warm_up()
             if self.core.state is not State.OPEN:
                 raise PoolClosedError(f"the pool {config.name} was closed while it started")
+            logger.info("Pool: Initialized with %d connections.", self.core.size)
+            self._monitor = asyncio.get_running_loop().create_task(run_monitor(self, threads=self._threads))
+            logger.debug("Worker: Worker-1-ConnectionMonitor starting.")
+            logger.info("Pool: Workers started.")
+            registry.started_well()
+            await asyncio.sleep(0)  # the monitor says that it runs before start() returns
         except BaseException:
             await self._finish(START_FAILED_TIMEOUT)
             raise
@@ -638,7 +634,7 @@ class PoolRuntime:
             )
 
     async def close_at_once(self) -> None:
-        """Runs in the background loop."""
+        """Stop without leaving time to anybody; see a stop through that is under way. Runs in the background loop."""
         core = self.core
         if core.state is State.CLOSED:  # closing already: see it through
             await self._until(lambda: not core.held, CLOSE_TIMEOUT)
