@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ..engine.session import ServerSession
+from ..engine.sockets import Endpoints
 from ..engine.uri import DatabaseURI
 
 Lease = int
@@ -34,6 +35,16 @@ class Demand(NamedTuple):
     waiting: int
     want: int
     """Leases that the pool would use at once, beyond those it holds."""
+
+
+class OrphanedSession(NamedTuple):
+    """A server session whose process is dead, or cannot be reached."""
+
+    lease: Lease
+    server_id: int
+    """The PostgreSQL backend's process id, or the MySQL connection id."""
+    address: Endpoints
+    """The two ends of its TCP connection, its client's first: the same id may be somebody else's by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,15 @@ class BudgetClient(Protocol):
     def refused(self, error: BaseException) -> None:
         """No budget can be had any more; waiters fail with `error`."""
 
+    def resume(self) -> None:
+        """Connections may be opened again, after `Budget.connecting` had refused it."""
+
+    def disown(self, leases: Sequence[Lease]) -> None:
+        """Close the connections of these leases at once, whoever uses them: the budget may give them to others."""
+
+    def end_sessions(self, sessions: Sequence[OrphanedSession]) -> None:
+        """End these on the server, and tell `Budget.ended` which of them it has no more."""
+
     def tell_demand(self) -> Demand:
         """The demand as it is now. Asked for at the moment of sending, so that an old one never overtakes a new one."""
 
@@ -92,11 +112,20 @@ class Budget(Protocol):
         """Have another size. What is held above it comes back as it is checked in. Raises PoolRefusedError where the
         size is not this pool's to choose."""
 
+    def connecting(self, lease: Lease) -> bool:
+        """A connection is about to be opened under `lease`. False: not now, wait for `BudgetClient.resume`."""
+
     def opened(self, lease: Lease, session: ServerSession) -> None:
-        """A connection was opened under `lease`."""
+        """A connection was opened under `lease`, the only one that ever is: when it is closed, the lease goes back."""
+
+    def closing(self, lease: Lease) -> None:
+        """The connection of `lease` is being closed."""
 
     def give_back(self, leases: Sequence[Lease]) -> None:
-        """The server sessions of these leases are gone."""
+        """The server sessions of these leases are gone, or there was none."""
+
+    def ended(self, leases: Sequence[Lease]) -> None:
+        """The server has no session any more under these leases, which were somebody else's."""
 
     def detach(self) -> None:
         """The pool is closed; everything was given back."""
@@ -148,7 +177,16 @@ class LocalBudget:
             self._client.resized()
             self.demand_changed(urgent=True)
 
+    def connecting(self, lease: Lease) -> bool:
+        return True
+
     def opened(self, lease: Lease, session: ServerSession) -> None:
+        pass
+
+    def closing(self, lease: Lease) -> None:
+        pass
+
+    def ended(self, leases: Sequence[Lease]) -> None:
         pass
 
     def give_back(self, leases: Sequence[Lease]) -> None:

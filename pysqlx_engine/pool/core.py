@@ -6,9 +6,9 @@ and performs the effects after it has let go of the lock, so cancellation and ot
 states, never into the middle of one.
 
 The life of a lease here: `spare` (granted, nothing opened yet) -> `opening` -> `idle` <-> `in_use` -> `closing` ->
-given back. An idle connection that may be dead goes through `testing` before somebody gets it; a login that the driver
-gave up stays in `given_up` until the server has given it up as well. What is held is the sum of these; it changes only
-by `granted` and by `Effects.give_back`.
+given back: a lease is for one connection. An idle connection that may be dead goes through `testing` before somebody
+gets it; a login that the driver gave up stays in `given_up` until the server has given it up as well. What is held is
+the sum of these; it changes only by `granted` and by `Effects.give_back`.
 """
 
 from __future__ import annotations
@@ -171,6 +171,8 @@ class PoolCore:
         """Leases that are of use while the server refuses more connections; None while it does not."""
         self.backing_off = False
         """Set while opening is put off after a failure."""
+        self.suspended = False
+        """Set while the budget does not let us open anything under the leases we hold."""
         self.suspicious = False
         """Set when a connection was found dead, until one is found alive: the others may be dead as well."""
         self.denied = False
@@ -216,7 +218,7 @@ class PoolCore:
         want = max(0, min(self._missing(), self._most_opening) - len(self.opening) - len(self.spare))
         if self.server_limit is not None:
             want = max(0, min(want, self.server_limit - self.held))
-        if self.backing_off or self.shrinking or self.state is not _OPEN:
+        if self.backing_off or self.suspended or self.shrinking or self.state is not _OPEN:
             want = 0
         in_use = len(self.in_use)
         return Demand(in_use, len(self.idle) + len(self.testing), in_use, len(self.waiters), want)
@@ -458,11 +460,23 @@ class PoolCore:
         self.backing_off = False
         return self._plan()
 
+    def suspend(self, lease: Lease) -> Effects:
+        """Nothing can be opened under `lease` now, nor under others, until `resume`."""
+        self.spare.append(lease)
+        self.opening.remove(lease)
+        self.suspended = True
+        return self._plan()
+
+    def resume(self) -> Effects:
+        """Connections may be opened again. Those that are open may have been ended meanwhile."""
+        self.suspended = False
+        self.suspicious = True
+        return self._plan()
+
     def closed(self, conn: ConnInfo) -> Effects:
         """The server has let go of `conn`."""
         self.closing.remove(conn)
-        self.spare.append(conn.lease)
-        return self._plan()
+        return self._plan(Effects(give_back=[conn.lease]))
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
 
@@ -473,6 +487,19 @@ class PoolCore:
         self.idle.remove(conn)
         self.closing.add(conn)
         return self._plan(Effects(close=[conn]))
+
+    def disown(self, leases: Sequence[Lease]) -> Effects:
+        """Close the connections of `leases` now, also those in use."""
+        effects = Effects()
+        for group in (self.idle, self.in_use, self.testing):
+            for conn in [conn for conn in group if conn.lease in leases]:
+                if conn in self.testing:
+                    conn.retire = True  # its test will end, and then it is closed
+                    continue
+                group.remove(conn)
+                self.closing.add(conn)
+                effects.close.append(conn)
+        return self._plan(effects)
 
     def replenish(self) -> Effects:
         """Open towards `min_size` again, whatever was denied before."""
@@ -544,16 +571,16 @@ class PoolCore:
             can_open = self.spare or (self.held < self.budget_size and not self.denied)
             probing = self.opening or (can_open and not self.backing_off)
             effects.wake += self._fail_waiters(self.last_error, keep=1 if probing else 0).wake
-        if self.state is _OPEN and not self.backing_off:
+        if self.state is _OPEN and not self.backing_off and not self.suspended:
             while self.spare and len(self.opening) < self._most_opening and self._short():
                 lease = self.spare.pop()
                 self.opening.add(lease)
                 effects.open.append(lease)
         # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
-        keep = min(len(self.spare), len(self.waiters)) if self.backing_off else 0
+        keep = min(len(self.spare), len(self.waiters)) if self.backing_off or self.suspended else 0
         for limit in (self._allowed, self.server_limit):
             if limit is not None:
-                keep = max(0, min(keep, limit - (self.held - len(self.spare))))
+                keep = max(0, min(keep, limit - (self.held - self.returning - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
         del self.spare[keep:]
         # The oldest of the idle ones first; those that are closing already are on their way back.
@@ -571,7 +598,7 @@ class PoolCore:
         return self._now - conn.last_used > self.check_after
 
     def _short(self) -> bool:
-        if self.held > self._allowed:
+        if self.held - self.returning > self._allowed:
             return False
         if self.server_limit is not None and self.size + len(self.opening) >= self.server_limit:
             return False

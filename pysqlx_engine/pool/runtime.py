@@ -29,11 +29,12 @@ from ..errors import (
     PoolForkedError,
     PoolLoopError,
     PoolTimeoutError,
+    PySQLXError,
     SettingsError,
 )
 from . import registry
 from .background import background
-from .budget import Budget, Demand, Lease, PoolRequest, budget_for
+from .budget import Budget, Demand, Lease, OrphanedSession, PoolRequest, budget_for
 from .config import PoolConfig, check_sizes, check_timeout
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 from .hooks import Hooks
@@ -323,6 +324,10 @@ class PoolRuntime:
             watcher.set()
 
     async def _open(self, lease: Lease) -> None:
+        budget = self._budget
+        if budget is not None and not budget.connecting(lease):
+            self._decide(self.core.suspend, lease)
+            return
         started = time.monotonic()
         try:
             conn = await self.upkeep.open(lease, lambda error: self._open_failed(lease, error, given_up=True))
@@ -333,8 +338,8 @@ class PoolRuntime:
                 self._open_failed(lease, error)
             return
         self._outage.succeeded(at_limit=self.core.server_limit is not None)
-        if self._budget is not None:
-            self._budget.opened(lease, conn.session)
+        if budget is not None:
+            budget.opened(lease, conn.session)
         with self._lock:
             self._counters.opened += 1
             self._counters.open.observe(conn.opened_at - started)
@@ -399,6 +404,8 @@ class PoolRuntime:
     async def _close(self, conn: ConnInfo) -> None:
         started = time.monotonic()
         logger.info("Removed: %s from pool, the conn was open for %.5f secs", conn, started - conn.opened_at)
+        if self._budget is not None:
+            self._budget.closing(conn.lease)
         await self.upkeep.drop(conn)
         with self._lock:
             self._counters.closed += 1
@@ -440,6 +447,25 @@ class PoolRuntime:
 
     def refused(self, error: BaseException) -> None:
         self._decide(self.core.fail_waiters, error)
+
+    def resume(self) -> None:
+        self._decide(self.core.resume)
+
+    def disown(self, leases: Sequence[Lease]) -> None:
+        self._decide(self.core.disown, leases)
+
+    def end_sessions(self, sessions: Sequence[OrphanedSession]) -> None:
+        background().spawn(self._end_sessions(sessions))
+
+    async def _end_sessions(self, sessions: Sequence[OrphanedSession]) -> None:
+        budget = self._budget
+        try:
+            gone = await self.upkeep.end_sessions(sessions)
+        except (PoolError, PySQLXError, TimeoutError) as error:  # somebody else is asked then
+            logger.debug("Pool: %s could not end sessions of dead processes: %s", self.config.name, error)
+            return
+        if budget is not None and gone:
+            budget.ended(gone)
 
     def tell_demand(self) -> Demand:
         with self._lock:

@@ -11,14 +11,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
 from ..engine.uri import DatabaseURI, parse_uri, with_option
 from ..errors import ConnectError, PoolError, PySQLXError, RawCmdError
-from .budget import Lease
+from .budget import Lease, OrphanedSession
 from .config import PoolConfig
 from .core import ConnInfo
 from .hooks import Hooks, call_hook
@@ -45,7 +45,19 @@ together are not replaced together."""
 
 _chance = random.Random()  # not the module's: what users seed is theirs
 
+END_PATIENCE = 10.0
+"""Seconds that ending a dead process's sessions may wait for a connection."""
+END_TIMEOUT = 1.0
+"""Seconds that these sessions are then waited for to be gone."""
+END_POLL = 0.002
+"""Seconds between two looks whether they are."""
+
 _CANCEL = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
+_END = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL CONNECTION {}"}
+_LISTED = {
+    "postgresql": "SELECT pid AS id, client_port::text AS client FROM pg_stat_activity WHERE pid IN ({})",
+    "mysql": "SELECT id, host AS client FROM information_schema.processlist WHERE id IN ({})",
+}
 
 Borrow = Callable[[float], Awaitable[ConnInfo]]
 """Another connection of the pool, within so many seconds."""
@@ -273,9 +285,48 @@ class Upkeep:
         finally:
             self._give_back(other)
 
+    # -- sessions of others ---------------------------------------------------------------------------------------
+
+    async def end_sessions(self, sessions: Sequence[OrphanedSession]) -> list[Lease]:
+        """Have the server end these, through a connection of the pool. Gives the leases of those that it has no more
+        when `END_TIMEOUT` has passed, or all are gone. Raises PoolTimeoutError, and what the database says."""
+        other = await self._borrow(END_PATIENCE)
+        try:
+            listed = _LISTED.get(other.engine._provider)
+            if listed is None or not sessions:
+                return []
+            ids = ", ".join(str(session.server_id) for session in sessions)
+            left = {session.server_id: session for session in sessions}
+            told: set[int] = set()
+            deadline = time.monotonic() + END_TIMEOUT
+            while left:
+                rows = await other.engine.query_as_dict(listed.format(ids))
+                ports = {int(row["id"]): _port_of(row["client"]) for row in rows}
+                for server_id, session in list(left.items()):
+                    # The same id with another port is somebody else's session, and never ended. One whose port we may
+                    # not see may be the one in question.
+                    if server_id not in ports or ports[server_id] not in {None, _port_of(session.address[0])}:
+                        del left[server_id]
+                    elif server_id not in told and ports[server_id] is not None:
+                        told.add(server_id)
+                        with contextlib.suppress(PySQLXError):  # gone this moment, or not ours to end
+                            await other.engine.raw_cmd(_END[other.engine._provider].format(server_id))
+                if not left or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(END_POLL)
+            return [session.lease for session in sessions if session.server_id not in left]
+        finally:
+            self._give_back(other)
+
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""
         return await call_hook(hook, *arguments, loop=None if self._threads else self.user_loop)
+
+
+def _port_of(client: str | None) -> int | None:
+    """The port in what a server, or we, say of a session's client; None where the server does not tell."""
+    port = (client or "").rpartition(":")[2]
+    return int(port) if port.lstrip("-").isdigit() else None
 
 
 async def _ends_within(seconds: float, engine: PySQLXEngine) -> bool:

@@ -1,8 +1,8 @@
-"""The coordinator process: the thin shell around the lease ledger.
+"""The coordinator process: the thin shell around `coordinator_core`.
 
-One loop over one poller: messages from processes, the deaths of processes, questions from `pysqlx-ctl`, signals, and a
-few timers. Each event goes into the ledger; then what the ledger wants remembered is written to the journal, and then
-what it wants said is sent. The coordinator opens no database connection and knows no password.
+One loop over one poller: messages from processes, the deaths of processes, questions from `pysqlx-ctl`, signals, and
+timers. Each event goes into the core, and what comes of it is sent. The coordinator opens no database connection and
+knows no password.
 """
 
 from __future__ import annotations
@@ -15,19 +15,32 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
 
-from ..engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Verdict, half_closed, server_session
+from ..engine import sockets
 from .control import ControlServer, Json, Reply
-from .journal import Journal, Member
-from .ledger import LOOK_AGAIN, Ledger, MemberId
-from .messages import MAX_MESSAGE, VERSION, Ask, Hello, Unwelcome, Welcome, decode_from_process, encode
+from .coordinator_core import CoordinatorCore
+from .journal import Journal
+from .ledger import Budget, MemberId, PoolKey
+from .membership import host_identity
+from .messages import (
+    MAX_MESSAGE,
+    VERSION,
+    FromCoordinator,
+    LeaseState,
+    ProcessPacket,
+    Unwelcome,
+    decode_from_process,
+    encode,
+    version_of,
+)
 from .process import start_time
+from .rates import RateBound
 from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -35,18 +48,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pysqlx_engine")
 
-LEARNING = 2.0
-"""Seconds that a restarted coordinator waits for a member that lives but does not report, before it grants to others.
-What the journal says of the silent one stays charged."""
-RELAX = 0.05
-"""Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
-ORPHAN_POLL = (0.002, 0.02)
-"""Seconds between two looks at the kernel's sockets while a dead process's sessions are not known to be gone: at first,
-and growing to the second."""
-JOURNAL_AGAIN = 0.2
-"""Seconds between two attempts to write the journal, while the disk is full."""
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
+UNREAD = 1000
+"""Messages of one process that are taken from its connection before they are looked at: the rest stays with it."""
+AT_ONCE = 50
+"""Messages that are looked at before something is sent, and somebody else gets a turn."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,8 @@ class CoordinatorConfig:
     max_size: int | None
     """The operator's budget for each database; None: what the scripts state."""
     name: str
-
-
-@dataclass
-class _Process:
-    """A process that joined, or that the journal names."""
-
-    pid: int
-    started: int
-    pidfd: int
-    worker: int | None = None
-    restarts: int = 0
-    joined: float = field(default_factory=time.monotonic)
+    supervised: bool = True
+    """Whether nobody can have joined before who is not in the journal: the supervisor starts us before its workers."""
 
 
 @dataclass
@@ -76,34 +73,20 @@ class _Status:
 
     reply: Reply
     deadline: float
-    missing: set[tuple[MemberId, int]]
+    missing: set[PoolKey]
 
 
 class Coordinator:
     def __init__(self, config: CoordinatorConfig) -> None:
         directory = RunDirectory(config.name, Path(config.directory))
         self._config = config
-        self._epoch = secrets.randbits(32) | 1
-        self._journal = Journal(directory.journal)
         self._claims = DatabaseClaims(directory)
         self._databases: set[str] = set()
         """Those that had a budget when it was last looked at."""
-        self._ledger = Ledger(self._epoch, config.max_size, self._epoch << 31)
-        self._processes: dict[MemberId, _Process] = {}
+        self._rates = RateBound()
+        self.identity = host_identity()
+        self._pidfds: dict[MemberId, int] = {}
         self._by_pidfd: dict[int, MemberId] = {}
-        self._half_closed: set[int] = set()
-        """Orphaned leases whose connection was seen with the server's side still open."""
-        self._vanished: dict[int, float] = {}
-        """When an orphaned lease's connection was first seen to be missing."""
-        self._orphans_due: float | None = None
-        self._orphan_pause = ORPHAN_POLL[0]
-        self._relax_due: float | None = None
-        self._look_due: float | None = None
-        self._learning_due: float | None = None
-        self._journal_due: float | None = None
-        """When to try again; None while the journal can be written."""
-        self._expected: set[MemberId] = set()
-        """Members that the journal names, that live, and that have not said hello yet."""
         self._questions: list[_Status] = []
         self._stopping = False
         self._context = zmq.Context()
@@ -115,7 +98,7 @@ class Coordinator:
         # No limit: a lease that is dropped on the way to a stopped process would be lost. What can pile up is bounded,
         # because a process is granted nothing while it does not answer.
         self._router.setsockopt(zmq.SNDHWM, 0)
-        self._router.setsockopt(zmq.RCVHWM, 0)
+        self._router.setsockopt(zmq.RCVHWM, UNREAD)
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         mask = os.umask(0o177)
         try:
@@ -125,7 +108,15 @@ class Coordinator:
         self._control = ControlServer(directory.control, self._answer)
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._control.fileno(), zmq.POLLIN)
-        self._recover()
+        self._core = CoordinatorCore(
+            secrets.randbits(32) | 1,
+            config.max_size,
+            Journal(directory.journal),
+            self,
+            time.monotonic(),
+            supervised=config.supervised,
+            remote=False,
+        )
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -139,98 +130,47 @@ class Coordinator:
             ready = self._poller.poll(self._timeout())
             # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
             dead = [self._by_pidfd[source] for source, _ in ready if source in self._by_pidfd]
-            self._ledger.now = time.monotonic()
+            self._core.now = time.monotonic()
             for source, _ in ready:
                 if source is self._router:
-                    self._receive()
+                    self._receive(AT_ONCE)
                 elif source == self._control.fileno():
                     self._control.handle_readable()
                 elif source == wake_fd:
                     os.read(wake_fd, 4096)
-            for member in dead:  # after what they had still said
-                if member in self._processes:
-                    self._died(member)
-            self._run_timers()
+            if dead:
+                self._receive(UNREAD)  # what they had still said comes first
+                for member in dead:
+                    self._core.died(member)
             self._flush()
         self._control.close()
         self._router.close()
         self._context.term()
-        self._journal.close()
 
     def _timeout(self) -> int | None:
         """Milliseconds until the next timer; None: there is none."""
-        timers = (self._orphans_due, self._relax_due, self._look_due, self._learning_due, self._journal_due)
-        due = [at for at in timers if at is not None]
-        due += [question.deadline for question in self._questions]
+        due = [question.deadline for question in self._questions]
+        core_due = self._core.due()
+        if core_due is not None:
+            due.append(core_due)
         return max(0, round((min(due) - time.monotonic()) * 1000 + 0.5)) if due else None
 
-    def _run_timers(self) -> None:
-        now = self._ledger.now = time.monotonic()
-        if self._learning_due is not None and (now >= self._learning_due or not self._expected):
-            for member in self._ledger.silent_members():
-                logger.warning("process %s has not reported; what it held stays charged", member)
-            self._learning_due = None
-            self._ledger.start_granting()
-        if self._orphans_due is not None and now >= self._orphans_due:
-            self._look_after_orphans(now)
-        if not self._ledger.under_pressure:
-            self._look_due = None
-        elif self._look_due is None:
-            self._look_due = now + LOOK_AGAIN
-        elif now >= self._look_due:
-            self._look_due = now + LOOK_AGAIN
-            self._ledger.look_again()
-        if not self._ledger.relaxable:
-            self._relax_due = None
-        elif self._relax_due is None:
-            self._relax_due = now + RELAX
-        elif now >= self._relax_due:
-            self._relax_due = None
-            self._ledger.relax()
+    def _flush(self) -> None:
+        core = self._core
+        core.now = now = time.monotonic()
+        core.tick()
+        messages = core.flush()
+        if self._databases != core.ledger.budgets.keys():
+            self._claim_databases()
+        for name, message in messages:
+            self._send(name, message)
         for question in [question for question in self._questions if not question.missing or now >= question.deadline]:
             self._questions.remove(question)
             question.reply(self._status())
 
-    def _flush(self) -> None:
-        """First remember, then say. What cannot be remembered waits with all that would be said after it."""
-        ledger = self._ledger
-        records, ledger.records = ledger.records, []
-        self._journal.write(records)
-        notices, ledger.notices = ledger.notices, []
-        for notice in notices:
-            logger.warning("%s", notice)
-        if self._databases != ledger.budgets.keys():
-            self._claim_databases()
-        if not self._remember():
-            return
-        messages, ledger.outbox = ledger.outbox, []
-        for member, message in messages:
-            self._send(member, encode(message))
-
-    def _remember(self) -> bool:
-        """Write the journal; False when it cannot be written now."""
-        now = time.monotonic()
-        if self._journal_due is not None and now < self._journal_due:
-            return False
-        try:
-            self._journal.flush()
-        except OSError as error:
-            if self._journal_due is None:
-                logger.warning(
-                    "cannot write the journal in %s: %s; open connections go on working, growth waits until it can be "
-                    "written",
-                    self._config.directory, error.strerror,
-                )  # fmt: skip
-            self._journal_due = now + JOURNAL_AGAIN
-            return False
-        if self._journal_due is not None:
-            logger.warning("the journal can be written again")
-            self._journal_due = None
-        return True
-
     def _claim_databases(self) -> None:
         """Two coordinators for one database are two budgets, and their sum is what the server sees."""
-        databases = set(self._ledger.budgets)
+        databases = set(self._core.ledger.budgets)
         for database in self._databases - databases:
             self._claims.release(database)
         for database in databases - self._databases:
@@ -247,150 +187,70 @@ class Coordinator:
                 )  # fmt: skip
         self._databases = databases
 
-    def _send(self, member: MemberId, data: bytes) -> None:
+    def _send(self, member: MemberId, message: FromCoordinator) -> None:
         # Fails only for a process that is gone: its death is told by its pidfd, and one that comes back says hello.
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart([member.encode(), data], zmq.NOBLOCK)
+            self._router.send_multipart([member.encode(), encode(message)], zmq.NOBLOCK)
 
     # -- processes ------------------------------------------------------------------------------------------------
 
-    def _receive(self) -> None:
-        for _ in range(1000):  # then somebody else gets a turn
+    def _receive(self, most: int) -> None:
+        for _ in range(most):
             try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            if not self._rates.allows(identity, sum(map(len, frames)), self._core.now):
+                if self._rates.first_refusal(identity):
+                    logger.warning("%r sends more than it may: the rest is dropped", identity)
+                continue
             try:
-                identity, data = frames
+                (data,) = frames
                 member = identity.decode("ascii")
                 message = decode_from_process(data)
-            except (ValueError, msgspec.MsgspecError) as error:
-                logger.warning("dropped a message that is none: %s", error)
+            except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+                self._refuse_unread(identity, frames, error)
                 continue
-            if isinstance(message, Hello):
-                self._welcome(member, message)
-            elif member in self._processes:
-                self._ledger.take(member, message)
+            self._core.received(member, message)
+            if isinstance(message, ProcessPacket):
                 for question in self._questions:
-                    question.missing.discard((member, getattr(message, "pool", 0)))
-            self._flush()
+                    question.missing -= {(member, getattr(one, "pool", 0)) for one in message.messages}
 
-    def _welcome(self, member: MemberId, hello: Hello) -> None:
-        if hello.version != VERSION:
-            reason = f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}"
-            self._send(member, encode(Unwelcome(self._epoch, reason)))
+    def _refuse_unread(self, identity: bytes, frames: list[bytes], error: Exception) -> None:
+        """What cannot be read is dropped. One that says hello in another version is told so."""
+        version = version_of(frames[0]) if len(frames) == 1 else None
+        if version in {None, VERSION}:
+            logger.warning("dropped a message of %r that is none: %s", identity, error)
             return
-        process = self._processes.get(member)
-        if process is None:
-            process = self._watch(member, hello.pid, hello.started)
-            if process is None:
-                reason = (
-                    f"the coordinator sees no process {hello.pid} that started when this one did: "
-                    "both have to be in one pid namespace"
-                )
-                self._send(member, encode(Unwelcome(self._epoch, reason)))
-                return
-            self._journal.joined(member, Member(hello.pid, hello.started))
-            # A process has one link. That its pid has another member means that it has replaced itself (execv): the
-            # connections of its former image are closed, and no death will tell.
-            for other, its_process in list(self._processes.items()):
-                if other != member and (its_process.pid, its_process.started) == (hello.pid, hello.started):
-                    self._died(other)
-        process.worker, process.restarts = hello.worker, hello.restarts
-        self._expected.discard(member)
-        # What could not be said yet is of before: what it claims now is what it holds.
-        self._ledger.outbox = [(to, message) for to, message in self._ledger.outbox if to != member]
-        self._send(member, encode(Welcome(self._epoch)))
-        for pool in self._ledger.pools_of(member) - {claim.pool for claim in hello.pools}:
-            self._ledger.detach((member, pool))
-        for claim in hello.pools:
-            self._ledger.attach(member, claim)
+        reason = f"the coordinator speaks version {VERSION} of the protocol, this process {version}"
+        with contextlib.suppress(zmq.ZMQError):
+            self._router.send_multipart([identity, encode(Unwelcome(self._core.fleet.epoch, reason))], zmq.NOBLOCK)
 
-    def _watch(self, member: MemberId, pid: int, started: int) -> _Process | None:
-        """Have the kernel tell when the process dies. None if it is dead, or the pid is somebody else's by now."""
+    # -- the host, as the core knows it ---------------------------------------------------------------------------
+
+    def watch(self, name: MemberId, pid: int, started: int) -> bool:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            return None
+            return False
         if start_time(pid) != started:
             os.close(pidfd)
-            return None
+            return False
         self._poller.register(pidfd, zmq.POLLIN)
-        self._by_pidfd[pidfd] = member
-        process = self._processes[member] = _Process(pid, started, pidfd)
-        return process
+        self._by_pidfd[pidfd] = name
+        self._pidfds[name] = pidfd
+        return True
 
-    def _died(self, member: MemberId) -> None:
-        process = self._processes.pop(member)
-        self._poller.unregister(process.pidfd)
-        del self._by_pidfd[process.pidfd]
-        os.close(process.pidfd)
-        self._journal.left(member)
-        self._expected.discard(member)
+    def forget(self, name: MemberId) -> None:
+        pidfd = self._pidfds.pop(name)
+        self._poller.unregister(pidfd)
+        del self._by_pidfd[pidfd]
+        os.close(pidfd)
         for question in self._questions:
-            question.missing = {key for key in question.missing if key[0] != member}
-        self._ledger.dead(member)
-        self._orphan_pause = ORPHAN_POLL[0]
-        self._orphans_due = time.monotonic()
+            question.missing = {key for key in question.missing if key[0] != name}
 
-    def _recover(self) -> None:
-        """Learn from the journal who may hold what. The living report by themselves; the dead left orphans."""
-        recovered = self._journal.recovered
-        alive = self._expected
-        for database, (size, stated_by) in list(recovered.sizes.items()):
-            self._ledger.recover_size(database, size, stated_by)
-        for member, process in list(recovered.members.items()):
-            if self._watch(member, process.pid, process.started) is not None:
-                alive.add(member)
-            else:
-                self._journal.left(member)
-        dead = set()
-        for (key, database), leases in recovered.held.items():
-            self._ledger.recover(database, key, f"pool {key[1]} of {key[0]}", leases.values())
-            if key[0] not in alive:
-                dead.add(key[0])
-        for member in dead:
-            self._ledger.dead(member)
-        if dead:
-            self._orphans_due = time.monotonic()
-        if self._expected:
-            self._ledger.granting = False
-            self._learning_due = time.monotonic() + LEARNING
-
-    # -- orphans --------------------------------------------------------------------------------------------------
-
-    def _look_after_orphans(self, now: float) -> None:
-        orphans = list(self._ledger.orphans())
-        self._orphans_due = now + self._orphan_pause if orphans else None
-        self._orphan_pause = min(ORPHAN_POLL[1], self._orphan_pause * 1.2)
-        if not orphans:
-            self._vanished.clear()
-            self._half_closed.clear()
-            return
-        known = self._ledger.addresses()
-        for database, orphan in orphans:
-            held = orphan.held
-            if database.startswith("sqlite:"):
-                self._ledger.gone(database, held.lease)  # its descriptors died with the process
-                continue
-            if held.address is not None:
-                verdict = server_session(held.address)
-            else:
-                # Granted, but its connection was not named yet. Whatever the process had begun to open is among the
-                # half-closed connections to that server that nobody has named.
-                unnamed = half_closed(_port(database)) - known
-                verdict = Verdict.HELD if unnamed else Verdict.RESET
-            if verdict is Verdict.HELD:
-                self._half_closed.add(held.lease)
-                self._vanished.pop(held.lease, None)
-            elif verdict is Verdict.RESET:
-                grace = CHECKED_GRACE if held.liveness_checked else RESET_GRACE
-                if held.lease in self._half_closed:
-                    grace = ANSWERED_GRACE
-                since = self._vanished.setdefault(held.lease, now)
-                verdict = Verdict.GONE if now - since >= grace else Verdict.HELD
-            if verdict is Verdict.GONE:
-                self._ledger.gone(database, held.lease)
+    server_session = staticmethod(sockets.server_session)
+    half_closed = staticmethod(sockets.half_closed)
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -398,18 +258,14 @@ class Coordinator:
         if question.get("op") != "status":
             reply({"error": f"unknown operation {question.get('op')!r}"})
             return
-        missing = set()
-        for budget in self._ledger.budgets.values():
-            for key in budget.pools:
-                missing.add(key)
-                self._send(key[0], encode(Ask(self._epoch, key[1])))
-        self._questions.append(_Status(reply, time.monotonic() + STATUS_WAIT, missing))
+        self._questions.append(_Status(reply, time.monotonic() + STATUS_WAIT, self._core.ledger.ask_all()))
 
     def _status(self) -> Json:
         """Every budget and every process, as plain values."""
         now = time.monotonic()
         workers = []
-        for member, process in sorted(self._processes.items(), key=lambda item: (item[1].worker or 0, item[1].pid)):
+        members = [item for item in self._core.fleet.members.items() if item[1].session]
+        for name, process in sorted(members, key=lambda item: (item[1].worker or 0, item[1].pid)):
             pools = [
                 {
                     "name": pool.name,
@@ -419,9 +275,9 @@ class Coordinator:
                     "idle": pool.demand.idle,
                     "waiting": pool.demand.waiting,
                 }
-                for budget in self._ledger.budgets.values()
+                for budget in self._core.ledger.budgets.values()
                 for pool in budget.pools.values()
-                if pool.key[0] == member
+                if pool.key[0] == name
             ]
             workers.append(
                 {
@@ -437,25 +293,26 @@ class Coordinator:
             {
                 "database": budget.database,
                 "size": budget.size,
+                "reserved": budget.reserve,
                 "leased": budget.charged,
                 "in_use": sum(pool.demand.in_use for pool in budget.pools.values()),
                 "idle": sum(pool.demand.idle for pool in budget.pools.values()),
                 "waiting": sum(pool.demand.waiting for pool in budget.pools.values()),
                 "quarantined": len(budget.quarantined),
+                **_states(budget),
             }
-            for budget in self._ledger.budgets.values()
+            for budget in self._core.ledger.budgets.values()
         ]
         return {"run": self._config.name, "budgets": budgets, "workers": workers}
 
 
+def _states(budget: Budget) -> dict[str, int]:
+    states = [held.state for pool in budget.pools.values() for held in pool.leases.values()]
+    return {state.name.lower(): states.count(state) for state in LeaseState if state is not LeaseState.QUARANTINED}
+
+
 def _sums(rows: list[dict[str, Any]], *columns: str) -> dict[str, int]:
     return {column: sum(row[column] for row in rows) for column in columns}
-
-
-def _port(database: str) -> int:
-    """The server's port in a database's identity."""
-    port = database.partition("://")[2].partition("/")[0].rpartition(":")[2]
-    return int(port) if port.isdigit() else 0
 
 
 def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A coordinator's memory: one line for each lease granted, opened or returned, written before anything is sent.
+"""A coordinator's memory: one line for each step of a lease, written before anything is sent.
 
 A restarted coordinator reads it to learn who its members were and what they may hold. It is not flushed to the disk:
 it has to survive the coordinator, not the host, because with the host every member is gone as well.
@@ -29,6 +29,8 @@ class Member(msgspec.Struct, frozen=True):
 
     pid: int
     started: int
+    remote: bool = False
+    """Whether nobody here can tell whether it lives."""
 
 
 class _Line(msgspec.Struct, array_like=True, frozen=True):
@@ -45,6 +47,8 @@ class Recovered(msgspec.Struct):
     """What a journal says: the members, and which leases each of their pools held."""
 
     members: dict[str, Member] = {}
+    remote: set[str] = set()
+    """Members of other hosts, also those that are members no more, while they hold anything."""
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     """The sizes that scripts stated, by database, and whose pool said so."""
@@ -52,7 +56,12 @@ class Recovered(msgspec.Struct):
 
 def anybody_lives(path: Path) -> bool:
     """Whether a process that the journal at `path` names as a member still lives."""
-    return any(start_time(member.pid) == member.started for member in _read(path).members.values())
+    recovered = _read(path)
+    holders = {key[0] for key, _ in recovered.held}
+    return any(
+        name in holders if member.remote else start_time(member.pid) == member.started
+        for name, member in recovered.members.items()
+    )
 
 
 class Journal:
@@ -62,7 +71,9 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
+        self.lost = not path.exists()
+        """Whether there was none: then there may be members that nobody knows of."""
         self._encoder = msgspec.json.Encoder()
         self.recovered = _read(path)
         self._told: list[_Line] = []
@@ -108,7 +119,12 @@ class Journal:
 
     def _compact(self) -> None:
         """Write anew what still counts. Where that cannot be done the old file goes on: it says the same at length."""
+        holders = {key[0] for key, _ in self.recovered.held}
+        gone = (self.recovered.remote & holders) - self.recovered.members.keys()
+        self.recovered.remote = gone | {name for name, process in self.recovered.members.items() if process.remote}
         lines = [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
+        lines += [_Line("joined", member, process=Member(0, 0, remote=True)) for member in gone]
+        lines += [_Line("left", member) for member in gone]
         lines += [
             _Line("sized", stated_by, 0, database, size=size)
             for database, (size, stated_by) in self.recovered.sizes.items()
@@ -119,7 +135,7 @@ class Journal:
             for held in leases.values()
         ]
         data = self._encoded(lines)
-        temporary = self._path.with_suffix(".new")
+        temporary = self.path.with_suffix(".new")
         try:
             self._replace(temporary, data)
         except OSError as error:
@@ -136,7 +152,7 @@ class Journal:
             os.chmod(temporary, 0o600)
             file.truncate(0)
             _write_all(file, data)
-            temporary.replace(self._path)  # only now: a part would be less than what is there
+            temporary.replace(self.path)  # only now: a part would be less than what is there
         except OSError:
             file.close()
             raise
@@ -171,6 +187,8 @@ def _read(path: Path) -> Recovered:
 def _apply(recovered: Recovered, line: _Line) -> None:
     if line.kind == "joined" and line.process is not None:
         recovered.members[line.member] = line.process
+        if line.process.remote:
+            recovered.remote.add(line.member)
         return
     if line.kind == "left":
         recovered.members.pop(line.member, None)

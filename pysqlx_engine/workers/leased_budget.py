@@ -18,7 +18,7 @@ from typing import Protocol
 from ..engine.session import ServerSession
 from ..errors import PoolRefusedError, PoolTimeoutError
 from ..pool.background import background
-from ..pool.budget import RECENT, BudgetClient, Lease, PoolRequest
+from ..pool.budget import RECENT, BudgetClient, Lease, OrphanedSession, PoolRequest
 from .ledger import LOOK_AGAIN, Ledger
 from .messages import (
     Ask,
@@ -27,16 +27,18 @@ from .messages import (
     Ceiling,
     Denied,
     Detach,
-    FromCoordinator,
+    End,
+    Ended,
+    FromPool,
     Granted,
     HeldLease,
-    Opened,
+    LeaseState,
+    Moved,
     PoolClaim,
     Refused,
     Report,
     Returned,
-    Unwelcome,
-    Welcome,
+    ToPool,
 )
 
 logger = logging.getLogger("pysqlx_engine")
@@ -46,8 +48,8 @@ SOON = 0.01
 
 _pool_ids = itertools.count(1)
 
-Outgoing = Callable[[int], Attach | Opened | Returned | Detach | Report]
-"""A message that still lacks the epoch: it is put in when the message is sent."""
+Outgoing = FromPool | Callable[[], Report]
+"""A message, or what makes one at the moment of sending."""
 
 
 class LinkToLedger(Protocol):
@@ -71,6 +73,9 @@ class LinkToLedger(Protocol):
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call `callback` in `delay` seconds, in some other thread."""
 
+    def may_open(self) -> bool:
+        """Whether connections may be opened under leases that are held."""
+
     def describe(self) -> str: ...
 
     def label(self, pool: str) -> str:
@@ -89,6 +94,8 @@ class LeasedBudget:
         self._size = request.max_size
         self._leased = 0
         self._leases: dict[Lease, HeldLease] = {}
+        self.named: set[Lease] = set()
+        """Leases whose connection the coordinator is known to know of."""
         self._received = 0
         self._pressed = False
         """Whether somebody else waits: a ceiling is set."""
@@ -136,11 +143,24 @@ class LeasedBudget:
             f"{size}"
         )
 
+    def connecting(self, lease: Lease) -> bool:
+        if not self._link.may_open():
+            return False
+        self._move(HeldLease(lease, LeaseState.CONNECTING))
+        return True
+
     def opened(self, lease: Lease, session: ServerSession) -> None:
-        held = HeldLease(lease, session.server_id, session.address, session.liveness_checked)
+        self._move(HeldLease(lease, LeaseState.OPEN, session.server_id, session.address, session.liveness_checked))
+
+    def closing(self, lease: Lease) -> None:
+        held = self._leases.get(lease)
+        if held is not None:
+            self._move(held.become(LeaseState.CLOSING))
+
+    def _move(self, held: HeldLease) -> None:
         with self._link.lock:
-            self._leases[lease] = held
-            self._link.post(lambda epoch: Opened(epoch, self.pool_id, held))
+            self._leases[held.lease] = held
+            self._link.post(Moved(self.pool_id, held))
         self._link.flush()
 
     def give_back(self, leases: Sequence[Lease]) -> None:
@@ -148,7 +168,13 @@ class LeasedBudget:
         with self._link.lock:
             for lease in back:
                 self._leases.pop(lease, None)
-            self._link.post(lambda epoch: Returned(epoch, self.pool_id, back))
+                self.named.discard(lease)
+            self._link.post(Returned(self.pool_id, back))
+        self._link.flush()
+
+    def ended(self, leases: Sequence[Lease]) -> None:
+        with self._link.lock:
+            self._link.post(Ended(self.pool_id, list(leases)))
         self._link.flush()
 
     def detach(self) -> None:
@@ -177,14 +203,14 @@ class LeasedBudget:
             list(self._leases.values()),
         )
 
-    def report(self, epoch: int) -> Report:
+    def report(self) -> Report:
         assert self._client is not None
         demand = self._client.tell_demand()
         if self._pressed and demand.recent > demand.in_use:
             self._report_in(RECENT)  # if these are still idle then, somebody else may have them
-        return Report(epoch, self.pool_id, self._received, demand)
+        return Report(self.pool_id, self._received, demand)
 
-    def receive(self, message: FromCoordinator) -> None:
+    def receive(self, message: ToPool) -> None:
         client = self._client
         assert client is not None
         match message:
@@ -208,12 +234,37 @@ class LeasedBudget:
                 client.resized()
                 client.set_ceiling(None)
                 self._resolve(None)
-            case Refused(reason=reason) | Unwelcome(reason=reason):
-                error = PoolRefusedError(reason)
-                client.refused(error)
-                self._resolve(error)
-            case Welcome():
-                pass
+            case End(sessions=sessions):
+                client.end_sessions(
+                    [
+                        OrphanedSession(held.lease, held.server_id, held.address)
+                        for held in sessions
+                        if held.server_id is not None and held.address is not None
+                    ]
+                )
+            case Refused(reason=reason):
+                self.refuse(reason)
+
+    def refuse(self, reason: str) -> None:
+        """No budget can be had any more."""
+        assert self._client is not None
+        error = PoolRefusedError(reason)
+        self._client.refused(error)
+        self._resolve(error)
+
+    def disown_unnamed(self) -> None:
+        """Close what the coordinator does not know of: it will have these leases back."""
+        with self._link.lock:
+            unnamed = [held.lease for held in self._leases.values() if held.state is LeaseState.OPEN]
+            unnamed = [lease for lease in unnamed if lease not in self.named]
+        if unnamed:
+            assert self._client is not None
+            self._client.disown(unnamed)
+
+    def resume(self) -> None:
+        """Connections may be opened again."""
+        assert self._client is not None
+        self._client.resume()
 
     def _resolve(self, error: PoolRefusedError | None) -> None:
         answer, self._answer = self._answer, None
@@ -240,11 +291,10 @@ class LocalLink:
     """
 
     MEMBER = "local"
-    EPOCH = 1
 
     def __init__(self, operator_size: int | None) -> None:
         self.lock = threading.Lock()
-        self._ledger = Ledger(self.EPOCH, operator_size, first_lease=0)
+        self._ledger = Ledger(operator_size, first_lease=0)
         self._budgets: dict[int, LeasedBudget] = {}
         self._queue: collections.deque[Outgoing | None] = collections.deque()
         self._turn = threading.Lock()
@@ -254,12 +304,12 @@ class LocalLink:
         self._budgets[budget.pool_id] = budget
         with self.lock:
             claim = budget.claim()
-            self.post(lambda epoch: Attach(epoch, claim))
+            self.post(Attach(claim))
         self.flush()
 
     def remove(self, budget: LeasedBudget) -> None:
         with self.lock:
-            self.post(lambda epoch: Detach(epoch, budget.pool_id))
+            self.post(Detach(budget.pool_id))
         self.flush()
         self._budgets.pop(budget.pool_id, None)
 
@@ -282,6 +332,9 @@ class LocalLink:
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         background().call_later(delay, callback)
 
+    def may_open(self) -> bool:
+        return True
+
     def describe(self) -> str:
         return "one process"
 
@@ -301,7 +354,7 @@ class LocalLink:
         ledger = self._ledger
         ledger.now = time.monotonic()
         if message is not None:
-            ledger.take(self.MEMBER, message(self.EPOCH))
+            ledger.take(self.MEMBER, message() if callable(message) else message)
         else:
             ledger.look_again()
             ledger.relax()
@@ -314,8 +367,6 @@ class LocalLink:
         for notice in notices:
             logger.warning("Pool: %s", notice)
         for _, answer in answers:
-            if isinstance(answer, Welcome | Unwelcome):
-                continue
             budget = self._budgets.get(answer.pool)
             if budget is not None:
                 budget.receive(answer)

@@ -1,16 +1,20 @@
 """The lease ledger: who holds what of which budget. The one place where a lease is granted.
 
 A state machine without I/O, clock or thread. Every event is a method; what has to be sent and what has to be written
-down first collects in `outbox` and `records`, which the coordinator takes after each event.
+down first collects in `outbox` and `records`, which the caller takes after each event.
 
 The rules:
 
+- A lease is for one connection: `granted`, `connecting`, `open`, `closing`, then returned. It never serves for a second
+  one, so that a session that was named is the only one that there can be under its lease.
 - A lease is charged from the moment it is granted until the process says that the server has let go of the connection,
   or, when the process is dead, until the server was seen to let go (`quarantined` in between).
 - Granted is only what is free: `size - (held + in flight + quarantined)`. Recall first, grant second: a ceiling asks
   for leases back, and only those that came back are granted anew.
 - While somebody waits and nothing is free, everybody gets a ceiling from `allocation.allocate`. Idle connections come
   back at once, others with the next check-in.
+- Only through a connection can the sessions of a lost host be seen and ended. So where processes of other hosts have
+  joined, one lease is kept in reserve, until there are such sessions.
 """
 
 from __future__ import annotations
@@ -23,27 +27,34 @@ from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 from .allocation import Claim, allocate
 from .messages import (
+    Ask,
     Attach,
     Attached,
     Ceiling,
     Denied,
     Detach,
-    FromCoordinator,
+    End,
+    Ended,
+    FromPool,
     Granted,
     HeldLease,
-    Opened,
+    LeaseState,
+    Moved,
     PoolClaim,
     Refused,
     Report,
     Returned,
+    ToPool,
 )
 
 DEFAULT_SIZE = 10
 PATIENCE = 0.05
 """Seconds that a pool may take to come down to its ceiling before others are asked instead: it may be in the midst of
-long queries, or stopped."""
+long queries, or stopped. Also what a server may take to close a connection before others are asked for theirs."""
 LOOK_AGAIN = 0.02
 """Seconds between two calls of `look_again` while somebody waits."""
+MOST = 1_000_000
+"""What a process says of its demand is cut to this."""
 
 NOTHING = Demand(in_use=0, idle=0, recent=0, waiting=0, want=0)
 
@@ -58,7 +69,11 @@ class Pool:
     key: PoolKey
     name: str
     min_size: int
-    leases: dict[Lease, HeldLease]
+    local: bool = True
+    """Whether its process is one of this host."""
+    leases: dict[Lease, HeldLease] = field(default_factory=dict)
+    closing: dict[Lease, float] = field(default_factory=dict)
+    """Since when each of `leases` that is on its way back has been so."""
     demand: Demand = NOTHING
     granted: int = 0
     received: int = 0
@@ -72,6 +87,11 @@ class Pool:
     """Since when it has held more than its ceiling."""
     silent: bool = False
     """Known from the journal only: its process lives, but has not reported to this coordinator yet."""
+
+    @property
+    def held(self) -> int:
+        """Leases that it has, and is not about to give back."""
+        return len(self.leases) - len(self.closing)
 
     @property
     def lacks(self) -> int:
@@ -88,7 +108,7 @@ class Pool:
         holds."""
         if self.current:
             return max(self.demand.in_use + self.demand.waiting, self.demand.recent)
-        return len(self.leases)
+        return self.held
 
 
 @dataclass(slots=True)
@@ -97,6 +117,12 @@ class Orphan:
 
     held: HeldLease
     key: PoolKey
+    since: float
+    local: bool
+    """Whether its process was one of this host, whose kernel knows what became of its connections."""
+    asked: list[PoolKey] = field(default_factory=list)
+    """The pools that were asked to end its session, the last one last."""
+    asked_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -108,19 +134,39 @@ class Budget:
     stated_by: str | None
     """Who stated the size: a pool's name, "operator", or None while it is only the default."""
     pools: dict[PoolKey, Pool] = field(default_factory=dict)
+    wanting: dict[PoolKey, Pool] = field(default_factory=dict)
+    """Those of `pools` that said they want more."""
+    ceilings: set[PoolKey] = field(default_factory=set)
+    """Those of `pools` that have a ceiling."""
     quarantined: dict[Lease, Orphan] = field(default_factory=dict)
+    held: int = 0
+    """Leases of all pools together."""
+    remote: int = 0
+    """How many of `pools` are of other hosts."""
+    lost: int = 0
+    """How many of `quarantined` are of other hosts."""
+    exceeded: bool = False
+    """Whether more was claimed than there is, and that was said."""
 
     @property
     def charged(self) -> int:
-        return sum(len(pool.leases) for pool in self.pools.values()) + len(self.quarantined)
+        return self.held + len(self.quarantined)
+
+    @property
+    def reserve(self) -> int:
+        return int(self.remote > 0 and self.lost == 0 and self.size > 1)
+
+    @property
+    def usable(self) -> int:
+        return self.size - self.reserve
 
     @property
     def free(self) -> int:
-        return self.size - self.charged
+        return self.usable - self.charged
 
     @property
     def starving(self) -> bool:
-        return any(pool.starves for pool in self.pools.values())
+        return any(pool.starves for pool in self.wanting.values())
 
     @property
     def short(self) -> bool:
@@ -130,14 +176,49 @@ class Budget:
     @property
     def pressed(self) -> bool:
         """Whether ceilings are out."""
-        return any(pool.ceiling is not None for pool in self.pools.values())
+        return bool(self.ceilings)
+
+    # Every change of what is charged is one of these.
+
+    def add(self, pool: Pool) -> None:
+        self.pools[pool.key] = pool
+        self.held += len(pool.leases)
+        self.remote += not pool.local
+
+    def remove(self, key: PoolKey) -> Pool | None:
+        pool = self.pools.pop(key, None)
+        if pool is not None:
+            self.held -= len(pool.leases)
+            self.remote -= not pool.local
+            self.wanting.pop(key, None)
+            self.ceilings.discard(key)
+        return pool
+
+    def charge(self, pool: Pool, held: HeldLease) -> None:
+        pool.leases[held.lease] = held
+        self.held += 1
+
+    def release(self, pool: Pool, lease: Lease) -> HeldLease | None:
+        held = pool.leases.pop(lease, None)
+        pool.closing.pop(lease, None)
+        self.held -= held is not None
+        return held
+
+    def quarantine(self, orphan: Orphan) -> None:
+        self.quarantined[orphan.held.lease] = orphan
+        self.lost += not orphan.local
+
+    def absolve(self, lease: Lease) -> Orphan | None:
+        orphan = self.quarantined.pop(lease, None)
+        self.lost -= orphan is not None and not orphan.local
+        return orphan
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """A line of the journal, to be written before anything is sent."""
 
-    kind: Literal["attached", "granted", "opened", "returned", "sized", "forgotten"]
+    kind: Literal["attached", "granted", "moved", "returned", "sized", "forgotten"]
     database: str
     key: PoolKey
     held: HeldLease | None = None
@@ -147,15 +228,14 @@ class Record:
 
 
 class Ledger:
-    def __init__(self, epoch: int, operator_size: int | None, first_lease: Lease) -> None:
-        self.epoch = epoch
+    def __init__(self, operator_size: int | None, first_lease: Lease) -> None:
         self.operator_size = operator_size
         self.budgets: dict[str, Budget] = {}
         self.granting = True
         """False while a restarted coordinator learns who holds what."""
         self.now = 0.0
         """The moment of the event, on a clock that only goes forward. Set by the caller before each event."""
-        self.outbox: list[tuple[MemberId, FromCoordinator]] = []
+        self.outbox: list[tuple[MemberId, ToPool]] = []
         self.records: list[Record] = []
         self.notices: list[str] = []
         """What the operator should read, each said once."""
@@ -166,21 +246,34 @@ class Ledger:
 
     # -- pools come and go ----------------------------------------------------------------------------------------
 
-    def attach(self, member: MemberId, claim: PoolClaim) -> None:
-        """A pool joins, with the leases that it holds already, if it knew another coordinator before."""
+    def attach(self, member: MemberId, claim: PoolClaim, *, local: bool = True) -> None:
+        """A pool joins, with the leases that it holds already, if it was known before, here or to another
+        coordinator."""
         key = (member, claim.pool)
         budget = self._budget(claim.database)
         if claim.stated and budget.stated_by != "operator" and not self._state_size(budget, key, claim):
             return
         if claim.stated and claim.max_size > budget.size and not claim.leases:  # who holds leases was told before
             self._say_capped(budget, claim)
+        former = self._homes.get(key)
+        if former is not None and former is not budget:
+            self.detach(key)
         # Whatever was known of the pool before: what it claims now is what it holds.
-        pool = Pool(key, claim.name, claim.min_size, {held.lease: held for held in claim.leases})
-        budget.pools[key] = pool
+        budget.remove(key)
+        pool = Pool(key, claim.name, claim.min_size, local)
+        for held in claim.leases:
+            orphan = budget.quarantined.get(held.lease)
+            if orphan is not None and orphan.key[0] == member:  # it was taken for dead
+                budget.absolve(held.lease)
+            pool.leases[held.lease] = held
+            if held.state is LeaseState.CLOSING:
+                pool.closing[held.lease] = self.now
+        budget.add(pool)
         self._homes[key] = budget
         self.records.append(Record("attached", budget.database, key, None))
         self.records.extend(Record("granted", budget.database, key, held) for held in claim.leases)
-        self._send(pool, Attached(self.epoch, claim.pool, budget.size))
+        self._send(pool, Attached(claim.pool, budget.size))
+        self._say_exceeded(budget, pool)
         self._balance(budget)
 
     def _state_size(self, budget: Budget, key: PoolKey, claim: PoolClaim) -> bool:
@@ -190,7 +283,8 @@ class Ledger:
             self.records.append(Record("sized", budget.database, (claim.name, 0), size=budget.size))
             for pool in budget.pools.values():
                 pool.ceiling, pool.current = None, False
-                self._send(pool, Attached(self.epoch, pool.key[1], budget.size))
+                self._send(pool, Attached(pool.key[1], budget.size))
+            budget.ceilings.clear()
             return True
         if claim.max_size == budget.size or claim.leases:  # who holds leases was accepted before
             return True
@@ -198,7 +292,7 @@ class Ledger:
             f"{claim.name} states max_size={claim.max_size} for {budget.database}, but {budget.stated_by} of this run "
             f"states max_size={budget.size}: one database has one budget; give both the same, or set --max-size"
         )
-        self.outbox.append((key[0], Refused(self.epoch, key[1], reason)))
+        self.outbox.append((key[0], Refused(key[1], reason)))
         return False
 
     def _say_capped(self, budget: Budget, claim: PoolClaim) -> None:
@@ -209,20 +303,46 @@ class Ledger:
                 f"max_size={claim.max_size} is capped to {budget.size}, the operator's budget for {budget.database}"
             )
 
+    def _say_exceeded(self, budget: Budget, pool: Pool) -> None:
+        """Processes may hold more than there is: of a coordinator that had more to give, or whose journal is lost."""
+        exceeded = budget.charged > budget.size
+        if exceeded and not budget.exceeded:
+            self.notices.append(
+                f"{budget.database}: {budget.charged} connections are claimed, and the budget is {budget.size}; the "
+                f"last claim is of {pool.name}, which holds {len(pool.leases)}. All of them stay charged until the "
+                "server has let go of them, and nothing is granted until then"
+            )
+        budget.exceeded = exceeded
+
+    def rejoined(self, member: MemberId, claims: Iterable[PoolClaim], *, local: bool) -> None:
+        """A process states all that it holds."""
+        claims = list(claims)
+        for key in [key for key in self._homes if key[0] == member]:
+            if key[1] not in {claim.pool for claim in claims}:
+                self.detach(key)
+        for claim in claims:
+            self.attach(member, claim, local=local)
+        # It was taken for dead: what it does not claim it has given back.
+        for budget in list(self.budgets.values()):
+            back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
+            for lease in back:
+                self.gone(budget.database, lease)
+
     def detach(self, key: PoolKey) -> None:
         """A pool is closed and has given everything back."""
         budget = self._homes.pop(key, None)
         if budget is None:
             return
-        pool = budget.pools.pop(key)
-        self._record_returned(budget, pool, pool.leases.values())
+        pool = budget.remove(key)
+        if pool is not None:
+            self._record_returned(budget, key, pool.leases.values())
         self._balance(budget)
         self._forget_if_unused(budget)
 
-    def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease]) -> None:
+    def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease], *, local: bool = True) -> None:
         """What the journal of a former coordinator says of a process that may still live: charged, until it reports."""
         budget = self._budget(database)
-        budget.pools[key] = Pool(key, name, 0, {one.lease: one for one in held}, silent=True)
+        budget.add(Pool(key, name, 0, local, {one.lease: one for one in held}, silent=True))
         self._homes[key] = budget
 
     def recover_size(self, database: str, size: int, stated_by: str) -> None:
@@ -244,46 +364,47 @@ class Ledger:
             self._balance(budget)
             self._forget_if_unused(budget)
 
-    def dead(self, member: MemberId) -> None:
-        """A process died. Its leases stay charged until the server was seen to let go of each."""
+    def dead(self, member: MemberId, *, local: bool) -> None:
+        """A process died, or cannot be reached. Its leases stay charged until the server was seen to let go of
+        each."""
         for key in [key for key in self._homes if key[0] == member]:
             budget = self._homes.pop(key)
-            pool = budget.pools.pop(key)
-            for lease, held in pool.leases.items():
-                budget.quarantined[lease] = Orphan(held, key)
+            pool = budget.remove(key)
+            for held in pool.leases.values() if pool is not None else ():
+                budget.quarantine(Orphan(held, key, self.now, local))
             self._balance(budget)
             self._forget_if_unused(budget)
 
     def gone(self, database: str, lease: Lease) -> None:
         """The server has let go of a dead process's session."""
         budget = self.budgets.get(database)
-        orphan = budget.quarantined.pop(lease, None) if budget is not None else None
+        orphan = budget.absolve(lease) if budget is not None else None
         if budget is None or orphan is None:
             return
-        self.records.append(Record("returned", database, orphan.key, orphan.held))
+        self._record_returned(budget, orphan.key, [orphan.held])
         self._balance(budget)
         self._forget_if_unused(budget)
 
     def _forget_if_unused(self, budget: Budget) -> None:
-        if not budget.pools and not budget.quarantined and self.granting:
+        if not budget.pools and not budget.quarantined and self.granting and budget.database in self.budgets:
             del self.budgets[budget.database]
             self.records.append(Record("forgotten", budget.database, ("", 0)))
 
-    def take(self, member: MemberId, message: Attach | Report | Opened | Returned | Detach) -> None:
-        """The event that `message` from a process stands for. What belongs to another epoch changes nothing."""
-        if message.epoch != self.epoch:
-            return
+    def take(self, member: MemberId, message: FromPool, *, local: bool = True) -> None:
+        """The event that `message` from a process stands for."""
         match message:
             case Attach(claim=claim):
-                self.attach(member, claim)
+                self.attach(member, claim, local=local)
             case Report(pool=pool, received=received, demand=demand):
                 self.report((member, pool), received, demand)
-            case Opened(pool=pool, held=held):
-                self.opened((member, pool), held)
+            case Moved(pool=pool, held=held):
+                self.moved((member, pool), held)
             case Returned(pool=pool, leases=leases):
                 self.returned((member, pool), leases)
             case Detach(pool=pool):
                 self.detach((member, pool))
+            case Ended(pool=pool, leases=leases):
+                self.ended((member, pool), leases)
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -295,17 +416,31 @@ class Ledger:
         budget, pool = found
         if demand.waiting and not pool.demand.waiting:
             self._queue_up(pool)
-        pool.demand, pool.received = demand, received
+        self._set_demand(budget, pool, Demand(*(max(0, min(number, MOST)) for number in demand)))
+        pool.received = max(0, min(received, pool.granted))
         pool.current = pool.ceiling is not None or demand.waiting > 0
         self._balance(budget)
 
-    def opened(self, key: PoolKey, held: HeldLease) -> None:
+    def _set_demand(self, budget: Budget, pool: Pool, demand: Demand) -> None:
+        pool.demand = demand
+        if demand.want:
+            budget.wanting[pool.key] = pool
+        else:
+            budget.wanting.pop(pool.key, None)
+
+    def moved(self, key: PoolKey, held: HeldLease) -> None:
+        """A lease has come further in its life, and may be known better now."""
         found = self._find(key)
         if found is None or held.lease not in found[1].leases:
             return
         budget, pool = found
+        if held.state <= pool.leases[held.lease].state:
+            return  # it never goes back
         pool.leases[held.lease] = held
-        self.records.append(Record("opened", budget.database, key, held))
+        self.records.append(Record("moved", budget.database, key, held))
+        if held.state is LeaseState.CLOSING:
+            pool.closing[held.lease] = self.now
+            self._balance(budget)
 
     def returned(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """The server has let go of these connections, or they were never opened. Saying it twice changes nothing."""
@@ -313,22 +448,47 @@ class Ledger:
         if found is None:
             return
         budget, pool = found
-        back = [pool.leases.pop(lease) for lease in leases if lease in pool.leases]
+        back = [held for held in (budget.release(pool, lease) for lease in leases) if held is not None]
         if back and pool.demand.waiting:
             self._queue_up(pool)  # it had its turn; whoever has waited meanwhile comes first
-        self._record_returned(budget, pool, back)
+        self._record_returned(budget, key, back)
         self._balance(budget)
 
     def _queue_up(self, pool: Pool) -> None:
         self._arrivals += 1
         pool.since = self._arrivals
 
-    def _record_returned(self, budget: Budget, pool: Pool, back: Iterable[HeldLease]) -> None:
-        self.records.extend(Record("returned", budget.database, pool.key, held) for held in back)
+    def _record_returned(self, budget: Budget, key: PoolKey, back: Iterable[HeldLease]) -> None:
+        self.records.extend(Record("returned", budget.database, key, held) for held in back)
+        budget.exceeded = budget.exceeded and budget.charged > budget.size
 
     def _find(self, key: PoolKey) -> tuple[Budget, Pool] | None:
         budget = self._homes.get(key)
         return (budget, budget.pools[key]) if budget is not None else None
+
+    # -- orphans --------------------------------------------------------------------------------------------------
+
+    def have_ended(self, budget: Budget, orphans: list[Orphan]) -> None:
+        """Ask a pool to end the sessions of `orphans` on the server: one that was not asked yet, if there is one."""
+        asked = [key for orphan in orphans for key in orphan.asked]
+        able = [pool for pool in budget.pools.values() if not pool.silent]
+        if not able:
+            return
+        # One with an idle connection can do it at once.
+        pool = min(able, key=lambda pool: (asked.count(pool.key), not pool.demand.idle, not pool.held, pool.key))
+        for orphan in orphans:
+            orphan.asked.append(pool.key)
+            orphan.asked_at = self.now
+        self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
+
+    def ended(self, key: PoolKey, leases: Iterable[Lease]) -> None:
+        """A pool that was asked says that the server has none of these sessions any more."""
+        found = self._find(key)
+        for lease in leases if found is not None else ():
+            assert found is not None
+            orphan = found[0].quarantined.get(lease)
+            if orphan is not None and key in orphan.asked:
+                self.gone(found[0].database, lease)
 
     # -- the decision ---------------------------------------------------------------------------------------------
 
@@ -337,7 +497,7 @@ class Ledger:
         if not self.granting:
             return
         if budget.short:
-            starving = [pool for pool in budget.pools.values() if pool.starves]
+            starving = [pool for pool in budget.wanting.values() if pool.starves]
             targets = self._targets(budget)
             if budget.pressed or sum(pool.lacks for pool in starving) > budget.free:
                 self._set_ceilings(budget, targets)  # first: a grant above its old ceiling would be given back
@@ -346,9 +506,11 @@ class Ledger:
 
     def _targets(self, budget: Budget) -> dict[PoolKey, int]:
         reported = [pool for pool in budget.pools.values() if not pool.silent]
-        claims = [Claim(pool.key, pool.claimed, len(pool.leases), pool.since) for pool in reported]
-        size = budget.size - len(budget.quarantined)
+        claims = [Claim(pool.key, pool.claimed, pool.held, pool.since) for pool in reported]
+        size = budget.usable - len(budget.quarantined)
         size -= sum(len(pool.leases) for pool in budget.pools.values() if pool.silent)
+        # What is being closed comes back in a moment; where it does not, it cannot be shared now.
+        size -= sum(self.now - since > PATIENCE for pool in reported for since in pool.closing.values())
         targets = allocate(size, claims)
         slow = {pool.key for pool in reported if pool.owes_since is not None and self.now - pool.owes_since > PATIENCE}
         if slow:
@@ -361,27 +523,28 @@ class Ledger:
         """One by one to whoever holds least, the longest waiting first among equals."""
         granted: dict[PoolKey, list[Lease]] = {}
         for _ in range(budget.free):
-            able = [pool for pool in pools if pool.lacks > 0 and len(pool.leases) < most(pool)]
+            able = [pool for pool in pools if pool.lacks > 0 and pool.held < most(pool)]
             if not able:
                 break
-            pool = min(able, key=lambda pool: (len(pool.leases), pool.since, pool.key))
+            pool = min(able, key=lambda pool: (pool.held, pool.since, pool.key))
             self._next_lease += 1
             held = HeldLease(self._next_lease)
-            pool.leases[held.lease] = held
+            budget.charge(pool, held)
             pool.granted += 1
             self.records.append(Record("granted", budget.database, pool.key, held))
             granted.setdefault(pool.key, []).append(held.lease)
         for (member, pool_id), leases in granted.items():
-            self.outbox.append((member, Granted(self.epoch, pool_id, leases, budget.charged)))
+            self.outbox.append((member, Granted(pool_id, leases, budget.charged)))
 
     def _set_ceilings(self, budget: Budget, targets: dict[PoolKey, int]) -> None:
         for key, target in targets.items():
             pool = budget.pools[key]
-            owes = len(pool.leases) > target
+            owes = pool.held > target
             pool.owes_since = (self.now if pool.owes_since is None else pool.owes_since) if owes else None
             if pool.ceiling != target:
                 pool.ceiling = target
-                self._send(pool, Ceiling(self.epoch, key[1], target, budget.charged))
+                budget.ceilings.add(key)
+                self._send(pool, Ceiling(key[1], target, budget.charged))
 
     def look_again(self) -> None:
         """What time alone changes: whoever does not come down to its ceiling is passed over. Called every `LOOK_AGAIN`
@@ -394,41 +557,50 @@ class Ledger:
         """Lift the ceilings where nobody waits any more. Called a moment after that, so that they do not flap."""
         for budget in self.budgets.values():
             if budget.pressed and not budget.short:
-                for pool in budget.pools.values():
-                    if pool.ceiling is not None:
-                        pool.ceiling, pool.current, pool.owes_since = None, False, None
-                        self._send(pool, Ceiling(self.epoch, pool.key[1], None, budget.charged))
+                for key in budget.ceilings:
+                    pool = budget.pools[key]
+                    pool.ceiling, pool.current, pool.owes_since = None, False, None
+                    self._send(pool, Ceiling(key[1], None, budget.charged))
+                budget.ceilings.clear()
 
     def _warm_up(self, budget: Budget) -> None:
         """Opening towards `min_size` is no right: only while nobody waits, from what is free, and not beyond an equal
         part. Whoever asks gets an answer at once, because its `start()` waits for it."""
-        asking = [pool for pool in budget.pools.values() if pool.lacks > 0 and not pool.demand.waiting]
+        asking = [pool for pool in budget.wanting.values() if pool.lacks > 0 and not pool.demand.waiting]
         if not asking:
             return
         if not budget.starving:
-            part = budget.size // len(budget.pools)
+            part = budget.usable // len(budget.pools)
             # The first connection shows that the configuration works, so nobody's part is less than one.
             self._grant(budget, asking, lambda pool: min(pool.min_size, max(1, part)))
         for pool in asking:
             if pool.lacks > 0:
-                pool.demand = pool.demand._replace(want=0)
-                self._send(pool, Denied(self.epoch, pool.key[1]))
+                self._set_demand(budget, pool, pool.demand._replace(want=0))
+                self._send(pool, Denied(pool.key[1]))
 
-    def _send(self, pool: Pool, message: FromCoordinator) -> None:
+    def _send(self, pool: Pool, message: ToPool) -> None:
         self.outbox.append((pool.key[0], message))
 
     # -- what is --------------------------------------------------------------------------------------------------
 
+    def ask_all(self) -> set[PoolKey]:
+        """Have every pool report. Gives those that are asked."""
+        pools = [pool for budget in self.budgets.values() for pool in budget.pools.values() if not pool.silent]
+        for pool in pools:
+            self._send(pool, Ask(pool.key[1]))
+        return {pool.key for pool in pools}
+
     def silent_members(self) -> set[MemberId]:
         return {key[0] for key, budget in self._homes.items() if budget.pools[key].silent}
 
-    def orphans(self) -> Iterator[tuple[str, Orphan]]:
-        for budget in self.budgets.values():
-            for orphan in budget.quarantined.values():
-                yield budget.database, orphan
+    def orphans(self) -> Iterator[tuple[Budget, Orphan]]:
+        for budget in list(self.budgets.values()):
+            for orphan in list(budget.quarantined.values()):
+                yield budget, orphan
 
-    def pools_of(self, member: MemberId) -> set[int]:
-        return {key[1] for key in self._homes if key[0] == member}
+    @property
+    def has_orphans(self) -> bool:
+        return any(budget.quarantined for budget in self.budgets.values())
 
     def addresses(self) -> set[Endpoints]:
         """Every connection that is known, also those of the living."""

@@ -1,29 +1,53 @@
 """The wire between a process's link (DEALER) and the coordinator (ROUTER): typed, versioned, bounded; never pickle.
 
-Every message carries the coordinator's epoch. A restarted coordinator has a new one, so what was sent to or by its
-predecessor is recognised and dropped; the `Hello` that opens every connection states anew all that a process holds.
+What is said travels in packets. A packet names the coordinator's epoch, the process's session (one more with each
+`Hello`) and its place in that session, so that whatever is late, doubled, out of order or of another epoch is seen to
+be so and changes nothing. Whoever misses a packet has the process say `Hello` again, which states anew all that it
+holds. docs/protocol.md describes the whole.
 """
 
 from __future__ import annotations
+
+import enum
 
 import msgspec
 
 from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE = 1024 * 1024
-"""Bytes. A longer message is dropped unread."""
+"""Bytes. A longer message is dropped unread, and its sender's connection with it."""
+
+
+class LeaseState(enum.IntEnum):
+    """How far a lease has come. It ends by being returned, and is then no more."""
+
+    GRANTED = 0
+    CONNECTING = 1
+    OPEN = 2
+    CLOSING = 3
+    QUARANTINED = 4
+    """Its process is dead, or not to be reached, and the server was not seen to let go. Only the ledger says so."""
 
 
 class HeldLease(msgspec.Struct, array_like=True, frozen=True):
     """A lease that a pool holds, and, once its connection is open, who that is on the server."""
 
     lease: Lease
+    state: LeaseState = LeaseState.GRANTED
     server_id: int | None = None
     address: Endpoints | None = None
     liveness_checked: bool = False
     """Whether the server looks in mid-query whether its client still lives."""
+
+    def become(self, state: LeaseState) -> HeldLease:
+        return HeldLease(self.lease, state, self.server_id, self.address, self.liveness_checked)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which session it is for. Before that there may be one that nobody has named yet."""
+        return self.state in {LeaseState.OPEN, LeaseState.CLOSING}
 
 
 class PoolClaim(msgspec.Struct, array_like=True, frozen=True):
@@ -40,82 +64,64 @@ class PoolClaim(msgspec.Struct, array_like=True, frozen=True):
     leases: list[HeldLease] = []
 
 
-# -- from a process ------------------------------------------------------------------------------------------------
-
-
-class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    version: int
-    pid: int
-    started: int
-    """The process's start time as the kernel counts it: a pid alone may have been given to somebody else."""
-    worker: int | None
-    restarts: int
-    pools: list[PoolClaim]
+# -- from a process, about one of its pools --------------------------------------------------------------------------
 
 
 class Attach(msgspec.Struct, tag="attach", array_like=True, frozen=True):
-    epoch: int
     claim: PoolClaim
 
 
 class Report(msgspec.Struct, tag="report", array_like=True, frozen=True):
-    epoch: int
     pool: int
     received: int
     """Leases received since the pool was attached: what was granted beyond that is still on its way."""
     demand: Demand
 
 
-class Opened(msgspec.Struct, tag="opened", array_like=True, frozen=True):
-    epoch: int
+class Moved(msgspec.Struct, tag="moved", array_like=True, frozen=True):
+    """A lease has come so far: its connection is being opened, is open, or is being closed."""
+
     pool: int
     held: HeldLease
 
 
 class Returned(msgspec.Struct, tag="returned", array_like=True, frozen=True):
-    epoch: int
+    """The server has let go of these connections, or they were never opened."""
+
     pool: int
     leases: list[Lease]
 
 
 class Detach(msgspec.Struct, tag="detach", array_like=True, frozen=True):
-    epoch: int
     pool: int
 
 
-FromProcess = Hello | Attach | Report | Opened | Returned | Detach
+class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
+    """The server has none of these sessions any more: the answer to `End`."""
+
+    pool: int
+    leases: list[Lease]
 
 
-# -- from the coordinator ------------------------------------------------------------------------------------------
+FromPool = Attach | Report | Moved | Returned | Detach | Ended
 
 
-class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
-    epoch: int
-
-
-class Unwelcome(msgspec.Struct, tag="unwelcome", array_like=True, frozen=True):
-    """The process cannot join: it speaks another version."""
-
-    epoch: int
-    reason: str
+# -- from the coordinator, to one pool --------------------------------------------------------------------------------
 
 
 class Attached(msgspec.Struct, tag="attached", array_like=True, frozen=True):
     """Sent again when the size changes. A ceiling that was set before, perhaps by another coordinator, is void."""
 
-    epoch: int
     pool: int
     size: int
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
-    epoch: int
     pool: int
     reason: str
 
 
 class Granted(msgspec.Struct, tag="granted", array_like=True, frozen=True):
-    epoch: int
     pool: int
     leases: list[Lease]
     leased: int
@@ -125,14 +131,12 @@ class Granted(msgspec.Struct, tag="granted", array_like=True, frozen=True):
 class Denied(msgspec.Struct, tag="denied", array_like=True, frozen=True):
     """A warm-up gets no more for now. Waiters are never denied: they are served when a lease comes back."""
 
-    epoch: int
     pool: int
 
 
 class Ceiling(msgspec.Struct, tag="ceiling", array_like=True, frozen=True):
     """Hold at most so many leases, because somebody else waits; None lifts it."""
 
-    epoch: int
     pool: int
     ceiling: int | None
     leased: int
@@ -141,15 +145,99 @@ class Ceiling(msgspec.Struct, tag="ceiling", array_like=True, frozen=True):
 class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
     """Report at once."""
 
-    epoch: int
     pool: int
 
 
-FromCoordinator = Welcome | Unwelcome | Attached | Refused | Granted | Denied | Ceiling | Ask
+class End(msgspec.Struct, tag="end", array_like=True, frozen=True):
+    """End these sessions on the server, through a connection of yours, and say `Ended` when they are gone: the
+    processes that had them are dead, or cannot be reached."""
+
+    pool: int
+    sessions: list[HeldLease]
+
+
+ToPool = Attached | Refused | Granted | Denied | Ceiling | Ask | End
+
+
+# -- packets, and what opens a session --------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """Opens a session, and states all that the process holds: what was said before it is void."""
+
+    version: int
+    session: int
+    """One more than the last of this link."""
+    pid: int
+    started: int
+    """The process's start time as the kernel counts it: a pid alone may have been given to somebody else."""
+    host: str
+    """Where the pid and the connections can be seen: machine, pid namespace and network namespace."""
+    worker: int | None
+    restarts: int
+    pools: list[PoolClaim]
+
+
+class ProcessPacket(msgspec.Struct, tag="said", array_like=True, frozen=True):
+    """What a process says at one time; without messages it is a sign of life."""
+
+    epoch: int
+    session: int
+    number: int
+    """1, 2, 3, ... in each session."""
+    messages: list[FromPool]
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """The answer to `Hello`."""
+
+    epoch: int
+    session: int
+    term: float | None
+    """Seconds without a sign of life after which the coordinator takes the process for dead. None: it does not, the
+    kernel tells it."""
+
+
+class Unwelcome(msgspec.Struct, tag="unwelcome", array_like=True, frozen=True):
+    """The process cannot join. Every version of the protocol has this message."""
+
+    epoch: int
+    reason: str
+
+
+class Lost(msgspec.Struct, tag="lost", array_like=True, frozen=True):
+    """Something of this session did not arrive, or the coordinator does not know it: say `Hello` again."""
+
+    epoch: int
+    session: int
+
+
+class CoordinatorPacket(msgspec.Struct, tag="said", array_like=True, frozen=True):
+    """What the coordinator says to one process at one time."""
+
+    epoch: int
+    session: int
+    number: int
+    """1, 2, 3, ... in each session."""
+    heard: int
+    """The number of the process's last packet that was taken."""
+    messages: list[ToPool]
+
+
+FromProcess = Hello | ProcessPacket
+FromCoordinator = Welcome | Unwelcome | Lost | CoordinatorPacket
+
+
+class _AnyHello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """What every version's hello has in front."""
+
+    version: int
+
 
 _encoder = msgspec.msgpack.Encoder()
 _from_process: msgspec.msgpack.Decoder[FromProcess] = msgspec.msgpack.Decoder(FromProcess)
 _from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(FromCoordinator)
+_any_hello: msgspec.msgpack.Decoder[_AnyHello] = msgspec.msgpack.Decoder(_AnyHello)
 
 
 def encode(message: FromProcess | FromCoordinator) -> bytes:
@@ -157,10 +245,18 @@ def encode(message: FromProcess | FromCoordinator) -> bytes:
 
 
 def decode_from_process(data: bytes) -> FromProcess:
-    """Raises msgspec.MsgspecError for anything that is no such message."""
+    """Raises msgspec.MsgspecError for anything that is no such message, ValueError for text that is none."""
     return _from_process.decode(data)
 
 
 def decode_from_coordinator(data: bytes) -> FromCoordinator:
-    """Raises msgspec.MsgspecError for anything that is no such message."""
+    """Raises msgspec.MsgspecError for anything that is no such message, ValueError for text that is none."""
     return _from_coordinator.decode(data)
+
+
+def version_of(data: bytes) -> int | None:
+    """The version that a hello speaks, however it goes on; None for what is no hello."""
+    try:
+        return _any_hello.decode(data).version
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None

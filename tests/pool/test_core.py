@@ -120,6 +120,22 @@ class PoolMachine(RuleBasedStateMachine):
         error = OSError("no server")
         self.perform(self.core.open_failed(lease, error, permanent=permanent, at_limit=at_limit, given_up=given_up))
 
+    @precondition(lambda self: self.to_open)
+    @rule()
+    def open_has_to_wait(self) -> None:
+        self.perform(self.core.suspend(self.to_open.pop()))
+
+    @precondition(lambda self: self.core.suspended)
+    @rule()
+    def resume(self) -> None:
+        self.perform(self.core.resume())
+
+    @rule(leases=st.sets(st.integers(0, BUDGET - 1)))
+    def disown(self, leases: set[int]) -> None:
+        self.users = [conn for conn in self.users if conn.lease not in leases]
+        self.perform(self.core.disown(sorted(leases)))
+        assert not any(conn.lease in leases for conn in (*self.core.idle, *self.core.in_use))
+
     @precondition(lambda self: self.logins)
     @rule()
     def login_ends(self) -> None:
@@ -220,7 +236,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Somebody uses a connection, one is being tested, opened or closed, or the budget knows that one is wanted."""
         core = self.core
         busy = core.in_use or core.testing or core.opening or core.returning
-        if core.waiters and not core.backing_off and not busy:
+        if core.waiters and not core.backing_off and not core.suspended and not busy:
             assert self.told or core._told.want > 0 or core.ceiling is not None
 
     def teardown(self) -> None:

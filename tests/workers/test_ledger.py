@@ -18,12 +18,11 @@ from pysqlx_engine.workers.messages import (
     Returned,
 )
 
-EPOCH = 7
 SHOP = "postgresql://db.example:5432/shop"
 
 
 def ledger(operator_size: int | None = None) -> Ledger:
-    return Ledger(EPOCH, operator_size, first_lease=EPOCH << 31)
+    return Ledger(operator_size, first_lease=0)
 
 
 def claim(name: str, size: int | None = None, *, min_size: int = 0, leases: list[HeldLease] | None = None) -> PoolClaim:
@@ -85,7 +84,7 @@ def test_who_waits_gets_what_the_richest_gives_back() -> None:
     leases = fill(book, "a", 4)
     book.report(("b", 1), 0, busy(0, waiting=4))
     assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)] == [2]
-    book.take("a", Returned(EPOCH, 1, leases[:1]))
+    book.take("a", Returned(1, leases[:1]))
     assert [len(m.leases) for m in said(book, "b") if isinstance(m, Granted)] == [1]
 
 
@@ -128,7 +127,7 @@ def test_who_does_not_yield_is_passed_over_and_the_next_is_asked() -> None:
     book.now += 2 * PATIENCE
     book.look_again()
     assert [m.ceiling for m in said(book, "brisk") if isinstance(m, Ceiling)] == [0]
-    book.take("brisk", Returned(EPOCH, 1, brisk))
+    book.take("brisk", Returned(1, brisk))
     assert [len(m.leases) for m in said(book, "poor") if isinstance(m, Granted)] == [1]
 
 
@@ -179,7 +178,7 @@ def test_what_a_dead_process_held_stays_charged_until_the_server_let_go() -> Non
     leases = fill(book, "a", 2)
     book.report(("b", 1), 0, busy(0, waiting=1))
     said(book, "b")
-    book.dead("a")
+    book.dead("a", local=True)
     assert not [m for m in said(book, "b") if isinstance(m, Granted)]
     book.gone(SHOP, leases[0])
     assert [len(m.leases) for m in said(book, "b") if isinstance(m, Granted)] == [1]
@@ -190,18 +189,10 @@ def test_saying_it_twice_changes_nothing() -> None:
     book.attach("a", claim("a", 2))
     leases = fill(book, "a", 2)
     for _ in range(2):
-        book.take("a", Returned(EPOCH, 1, leases[:1]))
+        book.take("a", Returned(1, leases[:1]))
         assert book.budgets[SHOP].charged == 1
-    book.take("a", Returned(EPOCH, 1, [12345]))
+    book.take("a", Returned(1, [12345]))
     assert book.budgets[SHOP].charged == 1
-
-
-def test_what_belongs_to_another_epoch_changes_nothing() -> None:
-    book = ledger()
-    book.attach("a", claim("a", 2))
-    leases = fill(book, "a", 2)
-    book.take("a", Returned(EPOCH + 1, 1, leases))
-    assert book.budgets[SHOP].charged == 2
 
 
 def test_a_restarted_coordinator_grants_nothing_until_it_has_learnt() -> None:

@@ -1,0 +1,177 @@
+"""What a coordinator does with what it hears, in which order: fleet, ledger, orphans and journal together.
+
+No socket, no clock, no thread: `coordinator` is the process around it. Whatever happens is told by an event; then
+`flush` writes the journal and gives what has to be sent, in this order and no other.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from .fleet import Fleet, Member
+from .journal import Journal
+from .journal import Member as Remembered
+from .ledger import Ledger, MemberId
+from .messages import VERSION, FromCoordinator, FromProcess, Hello
+from .orphans import Kernel, Orphans
+
+logger = logging.getLogger("pysqlx_engine")
+
+JOURNAL_AGAIN = 0.2
+"""Seconds between two attempts to write the journal, while the disk is full."""
+
+
+class Host(Kernel, Protocol):
+    """The host that the coordinator runs on."""
+
+    @property
+    def identity(self) -> str:
+        """As `Hello.host` has it: whoever says the same is a process that `watch` can find."""
+
+    def watch(self, name: MemberId, pid: int, started: int) -> bool:
+        """Have the kernel tell when the process dies. False if it is dead, or the pid is somebody else's by now."""
+
+    def forget(self, name: MemberId) -> None:
+        """Watch it no more."""
+
+
+class CoordinatorCore:
+    """`supervised`: nobody can have joined before who is not in the journal. `remote`: processes of other hosts may
+    join."""
+
+    def __init__(
+        self,
+        epoch: int,
+        operator_size: int | None,
+        journal: Journal,
+        host: Host,
+        now: float,
+        *,
+        supervised: bool,
+        remote: bool,
+    ) -> None:
+        self.ledger = Ledger(operator_size, epoch << 31)
+        self.fleet = Fleet(epoch, self.ledger)
+        self.orphans = Orphans(self.ledger, host)
+        self._journal = journal
+        self._host = host
+        self._watched: set[MemberId] = set()
+        self._journal_due: float | None = None
+        """When to try again; None while the journal can be written."""
+        self.now = now
+        self._recover(unknown=journal.lost and not supervised, remote=remote)
+
+    @property
+    def now(self) -> float:
+        return self.fleet.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        """To be set before each event."""
+        self.fleet.now = now
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def received(self, name: MemberId, message: FromProcess) -> None:
+        if isinstance(message, Hello):
+            self._hello(name, message)
+        else:
+            self.fleet.packet(name, message)
+
+    def _hello(self, name: MemberId, hello: Hello) -> None:
+        local = hello.host == self._host.identity
+        if local and name not in self._watched and hello.version == VERSION:
+            if not self._host.watch(name, hello.pid, hello.started):
+                self.fleet.refuse(name, f"the coordinator sees no process {hello.pid} that started when this one did")
+                return
+            self._watched.add(name)
+        self.fleet.hello(name, hello, local=local)
+
+    def died(self, name: MemberId) -> None:
+        """The kernel says that a process is dead."""
+        self.fleet.died(name)
+        self._forget(name)
+        self.orphans.more(self.now)
+
+    def _forget(self, name: MemberId) -> None:
+        if name in self._watched:
+            self._watched.discard(name)
+            self._host.forget(name)
+
+    def due(self) -> float | None:
+        """When `tick` has to be called although nothing happens."""
+        times = (self.fleet.due(), self.orphans.due, self._journal_due)
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self) -> None:
+        """What time brings about. To be called after each event as well."""
+        self.fleet.tick()
+        if self.ledger.has_orphans and self.orphans.due is None:
+            self.orphans.more(self.now)
+        if self.orphans.due is not None and self.now >= self.orphans.due:
+            self.orphans.look(self.now)
+
+    # -- what comes of them ---------------------------------------------------------------------------------------
+
+    def flush(self) -> list[tuple[MemberId, FromCoordinator]]:
+        """First remember, then say: gives what has to be sent. What cannot be remembered waits with all that would be
+        said after it."""
+        fleet, ledger = self.fleet, self.ledger
+        for name, member in fleet.joined:
+            self._journal.joined(name, Remembered(member.pid, member.started, not member.local))
+        for name in fleet.left:
+            self._journal.left(name)
+            self._forget(name)
+        self._journal.write(ledger.records)
+        for notice in (*fleet.notices, *ledger.notices):
+            logger.warning("%s", notice)
+        for told in (fleet.joined, fleet.left, fleet.notices, ledger.records, ledger.notices):
+            told.clear()
+        return fleet.say() if self._remember() else []
+
+    def _remember(self) -> bool:
+        """Write the journal; False when it cannot be written now."""
+        if self._journal_due is not None and self.now < self._journal_due:
+            return False
+        try:
+            self._journal.flush()
+        except OSError as error:
+            if self._journal_due is None:
+                logger.warning(
+                    "cannot write the journal in %s: %s; open connections go on working, growth waits until it can be "
+                    "written",
+                    self._journal.path.parent, error.strerror,
+                )  # fmt: skip
+            self._journal_due = self.now + JOURNAL_AGAIN
+            return False
+        if self._journal_due is not None:
+            logger.warning("the journal can be written again")
+            self._journal_due = None
+        return True
+
+    # -- the start ------------------------------------------------------------------------------------------------
+
+    def _recover(self, *, unknown: bool, remote: bool) -> None:
+        """Learn from the journal who may hold what. The living report by themselves; the dead left orphans."""
+        recovered, now = self._journal.recovered, self.now
+        for database, (size, stated_by) in list(recovered.sizes.items()):
+            self.ledger.recover_size(database, size, stated_by)
+        alive: dict[MemberId, Member] = {}
+        for name, process in list(recovered.members.items()):
+            if process.remote:
+                alive[name] = Member(process.pid, process.started, local=False, heard=now, joined=now)
+            elif self._host.watch(name, process.pid, process.started):
+                self._watched.add(name)
+                alive[name] = Member(process.pid, process.started, local=True, heard=now, joined=now)
+            else:
+                self._journal.left(name)
+        dead = set()
+        for (key, database), leases in recovered.held.items():
+            local = key[0] not in recovered.remote
+            self.ledger.recover(database, key, f"pool {key[1]} of {key[0]}", leases.values(), local=local)
+            if key[0] not in alive:
+                dead.add(key[0])
+        for name in dead:
+            self.ledger.dead(name, local=name not in recovered.remote)
+        self.fleet.learn(alive.items(), unknown=unknown, remote=remote)

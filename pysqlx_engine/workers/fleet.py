@@ -1,0 +1,241 @@
+"""The coordinator's side of every membership: who has joined, what of theirs is heard, and who is taken for dead.
+
+A state machine around the ledger, without I/O, clock or thread: `coordinator` is its shell, which tells it the time,
+what arrived and which process died, and sends what it says once the journal has it.
+
+What makes bad input harmless is here: a packet counts only if it is of this epoch, of its sender's present session and
+the next in it. Whatever is late, doubled, out of order or made up is dropped, and who has really missed something is
+asked to say `Hello` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .ledger import LOOK_AGAIN, Ledger, MemberId
+from .membership import MARGIN
+from .messages import (
+    VERSION,
+    CoordinatorPacket,
+    FromCoordinator,
+    Hello,
+    Lost,
+    ProcessPacket,
+    ToPool,
+    Unwelcome,
+    Welcome,
+)
+
+TERM = 6.0
+"""Seconds without a sign of life after which a process that the kernel does not tell us about counts as dead."""
+LEARNING = 2.0
+"""Seconds that a restarted coordinator waits for a member that lives but does not report, before it grants to others.
+What the journal says of the silent one stays charged."""
+RELAX = 0.05
+"""Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
+LOST_AGAIN = 0.2
+"""Seconds between two requests to say `Hello` again: more would be answered as often."""
+MOST_MESSAGES = 500
+"""In one packet, so that it stays below the size that is accepted."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A process that joined, or that the journal names."""
+
+    pid: int
+    started: int
+    local: bool
+    """Whether the kernel tells us of its death. Else it has a term."""
+    heard: float
+    """When it gave its last sign of life."""
+    joined: float
+    session: int = 0
+    """0 until it has said hello to this coordinator."""
+    taken: int = 0
+    sent: int = 0
+    """Numbers of the last packets of this session."""
+    worker: int | None = None
+    restarts: int = 0
+    answer: bool = False
+    """Whether it has to hear that it was heard."""
+    lost_at: float = float("-inf")
+
+
+@dataclass(slots=True)
+class Fleet:
+    epoch: int
+    ledger: Ledger
+    members: dict[MemberId, Member] = field(default_factory=dict)
+    expected: set[MemberId] = field(default_factory=set)
+    """Members that the journal names, that may live, and that have not said hello yet."""
+    joined: list[tuple[MemberId, Member]] = field(default_factory=list)
+    left: list[MemberId] = field(default_factory=list)
+    """For the journal, in this order, before the ledger's records."""
+    notices: list[str] = field(default_factory=list)
+    dropped: int = 0
+    """Packets that were not taken."""
+    _now: float = 0.0
+    _outbox: list[tuple[MemberId, FromCoordinator]] = field(default_factory=list)
+    _waits: bool = False
+    """Whether, while we learn, anybody may be there whom we do not know of."""
+    _relax_due: float | None = None
+    _look_due: float | None = None
+    _learning_due: float | None = None
+    _expired: dict[MemberId, int] = field(default_factory=dict)
+    """The last session of members that were taken for dead, as long as leases of theirs are quarantined."""
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._now = self.ledger.now = now
+
+    def due(self) -> float | None:
+        """When `tick` has something to do; call it after each event as well."""
+        times = [self._relax_due, self._look_due, self._learning_due]
+        times += [_term_ends(member) for member in self.members.values() if not member.local]
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self) -> None:
+        """What time alone brings about."""
+        now, ledger = self._now, self.ledger
+        if self._learning_due is not None and (now >= self._learning_due or not (self.expected or self._waits)):
+            for silent in ledger.silent_members():
+                self.notices.append(f"process {silent} has not reported; what it held stays charged")
+            self._learning_due = None
+            ledger.start_granting()
+        for name, member in list(self.members.items()):
+            if not member.local and now >= _term_ends(member):
+                self.notices.append(f"process {name} was not heard for {now - member.heard:.1f} s; counted as dead")
+                self.died(name)
+        if not ledger.under_pressure:
+            self._look_due = None
+        elif self._look_due is None:
+            self._look_due = now + LOOK_AGAIN
+        elif now >= self._look_due:
+            self._look_due = now + LOOK_AGAIN
+            ledger.look_again()
+        if not ledger.relaxable:
+            self._relax_due = None
+        elif self._relax_due is None:
+            self._relax_due = now + RELAX
+        elif now >= self._relax_due:
+            self._relax_due = None
+            ledger.relax()
+        if self._expired and not ledger.has_orphans:
+            self._expired.clear()
+
+    # -- a new coordinator ----------------------------------------------------------------------------------------
+
+    def learn(self, members: Iterable[tuple[MemberId, Member]], *, unknown: bool, remote: bool) -> None:
+        """Grant nothing before it is known who holds what. `members` are those that the journal names and that may
+        live; the ledger was told what they held. `unknown`: there may be others, because the journal may be lost;
+        `remote`: also on other hosts."""
+        for name, member in members:
+            self.members[name] = member
+            self.expected.add(name)
+        self._waits = unknown
+        if self.expected or unknown:
+            self.ledger.granting = False
+            self._learning_due = self._now + (TERM + MARGIN if unknown and remote else LEARNING)
+
+    # -- members come and go --------------------------------------------------------------------------------------
+
+    def hello(self, name: MemberId, hello: Hello, *, local: bool) -> None:
+        """A process joins, or says anew all that it holds. `local`: its death will be told by `died`."""
+        if hello.version != VERSION:
+            self.refuse(name, f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}")
+            return
+        member = self.members.get(name)
+        last = member.session if member is not None else self._expired.get(name, 0)
+        if hello.session <= last:
+            self.dropped += 1
+            return
+        if member is None:
+            member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now)
+            self.joined.append((name, member))
+            if local:
+                # A process has one link. That its pid has another member means that it has replaced itself (execv): the
+                # connections of its former image are closed, and no death will tell.
+                for other, its in list(self.members.items()):
+                    if other != name and its.local and (its.pid, its.started) == (hello.pid, hello.started):
+                        self.died(other)
+        self._expired.pop(name, None)
+        member.session, member.taken, member.sent = hello.session, 0, 0
+        member.heard = self._now
+        member.worker, member.restarts = hello.worker, hello.restarts
+        self.expected.discard(name)
+        # What could not be said yet is of before: what it claims now is what it holds.
+        self.ledger.outbox = [(to, message) for to, message in self.ledger.outbox if to != name]
+        self._outbox = [(to, message) for to, message in self._outbox if to != name]
+        self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else TERM)))
+        self.ledger.rejoined(name, hello.pools, local=member.local)
+
+    def refuse(self, name: MemberId, reason: str) -> None:
+        self._outbox.append((name, Unwelcome(self.epoch, reason)))
+
+    def died(self, name: MemberId) -> None:
+        """The kernel says that a process is dead, or its term has ended."""
+        member = self.members.pop(name, None)
+        if member is None:
+            return
+        self.left.append(name)
+        self.expected.discard(name)
+        if not member.local:
+            self._expired[name] = member.session
+        self.ledger.dead(name, local=member.local)
+
+    # -- what they say --------------------------------------------------------------------------------------------
+
+    def packet(self, name: MemberId, packet: ProcessPacket) -> None:
+        member = self.members.get(name)
+        if member is None or packet.session > member.session:
+            self._lost(name, member, packet.session)  # its hello did not reach us
+        elif packet.epoch != self.epoch or packet.session < member.session or packet.number <= member.taken:
+            self.dropped += 1  # late, or a copy
+        elif packet.number > member.taken + 1:
+            self._lost(name, member, packet.session)
+        else:
+            member.taken = packet.number
+            member.heard = self._now
+            member.answer = not member.local
+            for message in packet.messages:
+                self.ledger.take(name, message, local=member.local)
+
+    def _lost(self, name: MemberId, member: Member | None, session: int) -> None:
+        self.dropped += 1
+        if member is not None:
+            if self._now - member.lost_at < LOST_AGAIN:
+                return
+            member.lost_at = self._now
+        self._outbox.append((name, Lost(self.epoch, session)))
+
+    # -- what is said to them -------------------------------------------------------------------------------------
+
+    def say(self) -> list[tuple[MemberId, FromCoordinator]]:
+        """What has to be sent, in order, after the journal was written."""
+        said, self._outbox = self._outbox, []
+        messages: dict[MemberId, list[ToPool]] = {name: [] for name, member in self.members.items() if member.answer}
+        for name, message in self.ledger.outbox:
+            messages.setdefault(name, []).append(message)
+        self.ledger.outbox = []
+        for name, of_one in messages.items():
+            member = self.members.get(name)
+            if member is None or not member.session:
+                continue  # it is dead, or will state what it holds
+            member.answer = False
+            for start in range(0, len(of_one) or 1, MOST_MESSAGES):
+                member.sent += 1
+                part = of_one[start : start + MOST_MESSAGES]
+                said.append((name, CoordinatorPacket(self.epoch, member.session, member.sent, member.taken, part)))
+        return said
+
+
+def _term_ends(member: Member) -> float:
+    return member.heard + TERM + MARGIN

@@ -1,0 +1,120 @@
+"""Leases whose process is dead, while the server may still have their sessions: when each of them comes back.
+
+Of a process of this host the kernel tells what became of its connections. A session that lives on all the same, because
+the server is in mid-query, and every session of a process of another host, is ended through a live process.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Endpoints, Verdict
+from .ledger import Budget, Ledger, Orphan
+
+POLL = (0.002, 0.02)
+"""Seconds between two looks at the kernel's connections: at first, and growing to the second."""
+END_AFTER = 0.01
+"""Seconds that the server gets to notice by itself that its client is gone, before it is told."""
+UNNAMED = 150.0
+"""Seconds after which a lease that a process of another host had been granted, and of whose connection we never heard,
+is for none: an attempt to connect has ended by then (75 s, and 60 s for a login that the driver gave up), and what was
+opened but not heard of, such a process closes when its term is over."""
+SLOW_POLL = 0.25
+"""Seconds between two looks when no kernel is to be asked."""
+END_AGAIN = 2.5
+"""Seconds without an answer, after which another pool is asked to end a session: more than one takes that tries."""
+
+
+class Kernel(Protocol):
+    """What this host knows of its TCP connections, see `engine.sockets`."""
+
+    def server_session(self, address: Endpoints) -> Verdict: ...
+
+    def half_closed(self, server_port: int) -> set[Endpoints]: ...
+
+
+class Orphans:
+    """Looks after the ledger's quarantined leases whenever `look` is called; `due` says when."""
+
+    def __init__(self, ledger: Ledger, kernel: Kernel) -> None:
+        self.due: float | None = None
+        self._ledger = ledger
+        self._kernel = kernel
+        self._pause = POLL[0]
+        self._half_closed: set[int] = set()
+        """Orphaned leases whose connection was seen with the server's side still open."""
+        self._vanished: dict[int, float] = {}
+        """When an orphaned lease's connection was first seen to be missing."""
+
+    def more(self, now: float) -> None:
+        """A process has died."""
+        self._pause = POLL[0]
+        self.due = now
+
+    def look(self, now: float) -> None:
+        ledger = self._ledger
+        known: set[Endpoints] | None = None
+        asks_kernel = False
+        for budget, orphan in ledger.orphans():
+            if budget.database.startswith("sqlite:"):
+                if orphan.local:  # its descriptors died with the process
+                    ledger.gone(budget.database, orphan.held.lease)
+                continue
+            if not orphan.local:
+                if not orphan.held.known and now - orphan.since >= UNNAMED:
+                    ledger.gone(budget.database, orphan.held.lease)
+                continue
+            asks_kernel = True
+            if orphan.held.address is None and known is None:
+                known = ledger.addresses()
+            if self._is_gone(orphan, _port(budget.database), known or set(), now):
+                self._vanished.pop(orphan.held.lease, None)
+                self._half_closed.discard(orphan.held.lease)
+                ledger.gone(budget.database, orphan.held.lease)
+        for budget in list(ledger.budgets.values()):
+            self._have_ended(budget, now)
+        self._pause = min(POLL[1], self._pause * 1.2)
+        pause = self._pause if asks_kernel else SLOW_POLL
+        self.due = now + pause if ledger.has_orphans else None
+        if self.due is None:
+            self._vanished.clear()
+            self._half_closed.clear()
+
+    def _is_gone(self, orphan: Orphan, server_port: int, known: set[Endpoints], now: float) -> bool:
+        held = orphan.held
+        if held.address is not None:
+            verdict = self._kernel.server_session(held.address)
+        else:
+            # Granted, but its connection was not named yet. Whatever the process had begun to open is among the
+            # half-closed connections to that server that nobody has named.
+            unnamed = self._kernel.half_closed(server_port) - known
+            verdict = Verdict.HELD if unnamed else Verdict.RESET
+        if verdict is Verdict.HELD:
+            self._half_closed.add(held.lease)
+            self._vanished.pop(held.lease, None)
+            return False
+        if verdict is Verdict.GONE:
+            return True
+        grace = CHECKED_GRACE if held.liveness_checked else RESET_GRACE
+        if held.lease in self._half_closed:
+            grace = ANSWERED_GRACE
+        return now - self._vanished.setdefault(held.lease, now) >= grace
+
+    def _have_ended(self, budget: Budget, now: float) -> None:
+        """Have a live process end what the server has not let go of by itself."""
+        due = [
+            orphan
+            for orphan in budget.quarantined.values()
+            if orphan.held.server_id is not None
+            and orphan.held.address is not None
+            and now - orphan.since >= END_AFTER
+            and (orphan.asked_at is None or now - orphan.asked_at >= END_AGAIN)
+        ]
+        if due:
+            self._ledger.have_ended(budget, due)
+
+
+def _port(database: str) -> int:
+    """The server's port in a database's identity."""
+    port = database.partition("://")[2].partition("/")[0].rpartition(":")[2]
+    return int(port) if port.isdigit() else 0
