@@ -55,14 +55,21 @@ class Fault:
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
-    """What is done to whom, about once a second; every fourth comes on the heels of the one before."""
+    """What is done to whom, about once a second. Some come on the heels of the one before, and some just before a process
+    goes on that was stopped: what it was told last, and has not read yet, is what counts then."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     kills: collections.Counter[str] = collections.Counter()
     kinds: list[str] = []
     at = 0.0
     while True:
-        at += chance.uniform(0.0, 0.1) if faults and chance.random() < 0.25 else chance.uniform(0.7, 1.5)
+        how = chance.random()
+        if faults and how < 0.2:
+            at += chance.uniform(0.0, 0.1)
+        elif faults and faults[-1].lasts and how < 0.5:
+            at += max(0.0, faults[-1].lasts - chance.uniform(0.0, 0.2))
+        else:
+            at += chance.uniform(0.7, 1.5)
         if at > seconds:
             return faults
         if not kinds:
@@ -179,6 +186,7 @@ class Outcome:
     killed: dict[int, tuple[str, float]] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     queries: int = 0
+    cancelled: int = 0
     cut: int = 0
     """Queries whose process was killed under them."""
     lost: list[str] = field(default_factory=list)
@@ -205,8 +213,8 @@ class Outcome:
             f"chaos on {self.provider}, seed {self.seed}: {dict(sorted(self.done.items()))}",
             f"  sessions: at most {max(self.watch.seen, default=0)} of {BUDGET}; {self.watch.seen.total()} looks: "
             f"{sorted(self.watch.seen.items())}",
-            f"  queries: {self.queries} ended, {self.cut} cut by kills, {len(self.failed)} failed, "
-            f"{len(self.wrong)} wrong, {len(self.lost)} lost; the longest took {self.longest:.2f} s",
+            f"  queries: {self.queries} ended, {self.cancelled} cancelled, {self.cut} cut by kills, "
+            f"{len(self.failed)} failed, {len(self.wrong)} wrong, {len(self.lost)} lost; the longest took {self.longest:.2f} s",
             f"  from a kill until the whole budget was in use again ({len(again)} times seen): {times}",
         ]
         for name in ("failed", "wrong", "lost", "died", "said"):
@@ -347,8 +355,9 @@ class _Notes:
                     open_since[token] = at
                     continue
                 outcome.longest = max(outcome.longest, at - open_since.pop(token, at))
-                if kind == "end":
-                    outcome.queries += 1
+                if kind in {"end", "cancelled"}:
+                    outcome.queries += kind == "end"
+                    outcome.cancelled += kind == "cancelled"
                 else:
                     (outcome.wrong if kind == "wrong" else outcome.failed).append(" ".join([who, kind, *rest]))
             if pid in outcome.killed:

@@ -7,6 +7,7 @@ line in a file of the process's own, written at once, so that it is there howeve
 
     begin TOKEN TIME            before the check-out
     end TOKEN TIME              the answer has come and is that query's own
+    cancelled TOKEN TIME        this user lost patience with it, as users do
     wrong TOKEN TIME ANSWER     the answer is somebody else's
     fail TOKEN TIME ERROR
     rest TIME                   the file `enough` is there, and every user has stopped
@@ -35,6 +36,8 @@ from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 USERS = 8
 CONN_TIMEOUT = 30.0
 """Longer than any outage that there is: nobody has to see one."""
+CLOSES, CANCELS = 0.04, 0.04
+"""How often a user closes the connection, or cancels the query: then another takes the connection's place."""
 PHASE = 0.5
 """Seconds for which a worker is busy, or quiet: what it has then is wanted elsewhere."""
 LOOK = 0.02
@@ -63,14 +66,15 @@ def quiet() -> bool:
     return random.Random(f"{seed} {worker} {phase}").random() < 0.4
 
 
-def queries(user: int) -> Iterator[dict[str, Any]]:
-    """What this user asks, until it is enough. Most queries are short, some are long, and some take no time at all."""
+def queries(user: int) -> Iterator[tuple[dict[str, Any], float]]:
+    """What this user asks, until it is enough, and its mood from 0 to 1. Most queries are short, some are long, and
+    some take no time at all."""
     chance = random.Random(f"{seed} {worker} {pid} {user}")
     for number in itertools.count():
         if enough.exists():
             return
-        seconds = chance.choice([0.0, 0.0, chance.uniform(0, 0.02), chance.uniform(0, 0.1), chance.uniform(0, 0.3)])
-        yield {"seconds": seconds, "token": f"{worker}-{pid}-{user}-{number}"}
+        seconds = chance.choice([0.0, chance.uniform(0, 0.02), chance.uniform(0, 0.1), chance.uniform(0, 0.4)])
+        yield {"seconds": seconds, "token": f"{worker}-{pid}-{user}-{number}"}, chance.random()
 
 
 @contextlib.contextmanager
@@ -94,12 +98,20 @@ def noted(token: str) -> Iterator[Callable[[Any], None]]:
 
 async def in_tasks() -> None:
     async def user(number: int) -> None:
-        for query in queries(number):
+        for query, mood in queries(number):
             while quiet() and not enough.exists():
                 await asyncio.sleep(LOOK)
             with noted(query["token"]) as answered:
                 async with pool.connection() as conn:
-                    row = await conn.query_first_as_dict(sql, query)
+                    patience = mood if mood < CANCELS else None
+                    try:
+                        async with asyncio.timeout(patience):
+                            row = await conn.query_first_as_dict(sql, query)
+                    except TimeoutError:
+                        note("cancelled", query["token"], time.monotonic())
+                        continue
+                    if mood > 1 - CLOSES:
+                        await conn.close()
                 answered(row)
 
     async with PySQLXEnginePool(uri=uri, min_size=1, max_size=budget, conn_timeout=CONN_TIMEOUT) as pool:
@@ -115,12 +127,14 @@ async def in_tasks() -> None:
 
 def in_threads() -> None:
     def user(number: int) -> None:
-        for query in queries(number):
+        for query, mood in queries(number):
             while quiet() and not enough.exists():
                 time.sleep(LOOK)
             with noted(query["token"]) as answered:
                 with pool.connection() as conn:
                     row = conn.query_first_as_dict(sql, query)
+                    if mood > 1 - CLOSES:
+                        conn.close()
                 answered(row)
 
     with PySQLXEnginePoolSync(uri=uri, min_size=1, max_size=budget, conn_timeout=CONN_TIMEOUT) as pool:
