@@ -55,8 +55,8 @@ class Fault:
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
-    """What is done to whom, about once a second. Some come on the heels of the one before, and some just before a process
-    goes on that was stopped: what it was told last, and has not read yet, is what counts then."""
+    """What is done to whom, about once a second. Some come on the heels of the one before, and some just before a
+    process goes on that was stopped: what it was told last, and has not read yet, is what counts then."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     kills: collections.Counter[str] = collections.Counter()
@@ -214,7 +214,8 @@ class Outcome:
             f"  sessions: at most {max(self.watch.seen, default=0)} of {BUDGET}; {self.watch.seen.total()} looks: "
             f"{sorted(self.watch.seen.items())}",
             f"  queries: {self.queries} ended, {self.cancelled} cancelled, {self.cut} cut by kills, "
-            f"{len(self.failed)} failed, {len(self.wrong)} wrong, {len(self.lost)} lost; the longest took {self.longest:.2f} s",
+            f"{len(self.failed)} failed, {len(self.wrong)} wrong, {len(self.lost)} lost; "
+            f"the longest took {self.longest:.2f} s",
             f"  from a kill until the whole budget was in use again ({len(again)} times seen): {times}",
         ]
         for name in ("failed", "wrong", "lost", "died", "said"):
