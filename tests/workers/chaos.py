@@ -33,13 +33,10 @@ SETTLE = 45.0
 """Seconds within which everything has to work again after the last fault: more than anybody may wait for a connection,
 so that a waiter who was forgotten shows as a failure of its own."""
 INTERVAL = 0.002
-ROUND = (
-    *["kill worker"] * 3,
-    *["stop worker"] * 2,
-    *["stop coordinator"] * 2,
-    "kill coordinator",
-)
-"""Faults come in rounds, each in an order of its own, so that a short run has all kinds as well."""
+ROUND = ("kill worker", "kill worker", "stop worker", "stop worker", "stop coordinator", "ambush", "kill coordinator")
+"""Faults come in rounds, each in an order of its own, so that a short run has all kinds as well. An ambush kills
+workers just before a stopped coordinator goes on: it has not read yet what they told it last, and others wait for what
+they held."""
 MOST_KILLS = 7
 """Of one process in a run. With each the supervisor waits longer before it starts the next, and gives up at 10."""
 
@@ -55,34 +52,36 @@ class Fault:
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
-    """What is done to whom, about once a second. Some come on the heels of the one before, and some just before a
-    process goes on that was stopped: what it was told last, and has not read yet, is what counts then."""
+    """What is done to whom, about once a second; every fifth on the heels of the one before."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     kills: collections.Counter[str] = collections.Counter()
     kinds: list[str] = []
+
+    def add(at: float, action: str, who: str) -> Fault:
+        if action == "kill" and kills[who] < MOST_KILLS:
+            kills[who] += 1
+            fault = Fault(at, action, who)
+        else:
+            lasts = chance.choice([chance.uniform(0.05, 0.3), chance.uniform(0.05, 3.0)])
+            fault = Fault(at, "stop", who, lasts)
+        faults.append(fault)
+        return fault
+
     at = 0.0
     while True:
-        how = chance.random()
-        if faults and how < 0.2:
-            at += chance.uniform(0.0, 0.1)
-        elif faults and faults[-1].lasts and how < 0.5:
-            at += max(0.0, faults[-1].lasts - chance.uniform(0.0, 0.2))
-        else:
-            at += chance.uniform(0.7, 1.5)
+        at += chance.uniform(0.0, 0.1) if faults and chance.random() < 0.2 else chance.uniform(0.7, 1.5)
         if at > seconds:
-            return faults
+            return sorted(faults)
         if not kinds:
             kinds = chance.sample(ROUND, len(ROUND))
         action, _, whom = kinds.pop().partition(" ")
-        who = whom if whom == "coordinator" else f"worker {chance.randrange(WORKERS)}"
-        lasts = chance.choice([chance.uniform(0.05, 0.3), chance.uniform(0.05, 3.0)])
-        if action == "kill" and kills[who] >= MOST_KILLS:
-            action = "stop"
-        if action == "kill":
-            kills[who] += 1
-            lasts = 0.0
-        faults.append(Fault(at, action, who, lasts))
+        if action == "ambush":
+            goes_on = at + add(at, "stop", "coordinator").lasts
+            for worker in chance.sample(range(WORKERS), 2):
+                add(max(at, goes_on - chance.uniform(0.0, 0.06)), "kill", f"worker {worker}")
+        else:
+            add(at, action, whom if whom == "coordinator" else f"worker {chance.randrange(WORKERS)}")
 
 
 @dataclass
@@ -220,10 +219,14 @@ class Outcome:
         ]
         for name in ("failed", "wrong", "lost", "died", "said"):
             lines += [f"  {name}: {line}" for line in getattr(self, name)[:20]]
-        for at, sessions in self.watch.too_many[:20]:
-            since = {who: at - moment for who, moment in self.killed.values() if 0 <= at - moment < 5}
-            lines.append(f"  {len(sessions)} sessions at {at:.4f}, seconds since kills: {since}")
-            lines += [f"    {session}" for session in sessions]
+        for at, sessions in self.watch.too_many[:3]:  # there is one every few milliseconds
+            kills = ", ".join(
+                f"{who} (pid {pid}) {at - moment:.3f} s before"
+                for pid, (who, moment) in self.killed.items()
+                if 0 <= at - moment < 5
+            )
+            lines.append(f"  {len(sessions)} sessions at {at:.4f}; killed: {kills or 'nobody'}")
+            lines += ["    " + " ".join(f"{name}={session[name]}" for name in sorted(session)) for session in sessions]
         return "\n".join(lines)
 
 
