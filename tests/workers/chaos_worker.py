@@ -36,7 +36,7 @@ from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 USERS = 8
 CONN_TIMEOUT = 30.0
 """Longer than any outage that there is: nobody has to see one."""
-CLOSES, CANCELS = 0.15, 0.1
+CLOSES, CANCELS = 0.25, 0.1
 """How often a user closes the connection, or cancels the query: then another takes the connection's place."""
 PHASE = 0.5
 """Seconds for which a worker is busy, or quiet: what it has then is wanted elsewhere."""
