@@ -90,6 +90,8 @@ class PySQLXEngine:
         """There may be what ROLLBACK does not undo (table locks, autocommit off): not fit for anybody else."""
         self._pooled = False
         """A pool counts this connection's session."""
+        self._parting: pysqlx_core.Connection | None = None
+        """What a user closed in a transaction, for the pool to roll back first: see `Upkeep.drop`."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
 
@@ -119,6 +121,8 @@ class PySQLXEngine:
 
     async def close(self) -> None:
         """Close the connection; does nothing when it is closed. The driver tells the server in the background."""
+        if self._pooled and self._dirty and self._provider == "mysql" and self._raw is not None:
+            self._parting = self._raw
         self._raw, self._dirty = None, True
 
     def is_healthy(self) -> bool:

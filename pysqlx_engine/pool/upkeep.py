@@ -49,6 +49,8 @@ END_PATIENCE = 10.0
 """Seconds that ending a dead process's sessions may wait for a connection."""
 END_TIMEOUT = 1.0
 """Seconds that these sessions are then waited for to be gone."""
+ROLLBACK_GRACE = 1.0
+"""Seconds that a rollback after the close gets where nobody can look whether it is over."""
 END_POLL = 0.002
 """Seconds between two looks whether they are."""
 
@@ -157,12 +159,48 @@ class Upkeep:
 
     async def drop(self, conn: ConnInfo) -> None:
         """Close `conn`; returns when the server has let go of it, as far as that can be seen."""
-        if conn.engine._provider == "sqlite":
-            await driver_is_done(conn.engine)
-        busy = conn.engine._calls > 0
-        await conn.engine.close()
+        engine: PySQLXEngine = conn.engine
+        if engine._provider == "sqlite":
+            await driver_is_done(engine)
+        rolls_back = engine._provider == "mysql" and not await self._rolled_back(conn)
+        busy = engine._calls > 0
+        engine._raw = engine._parting = None
+        await engine.close()
         await conn.session.closed_by_server(busy=busy)
-        conn.engine._forget_calls()
+        engine._forget_calls()
+        if rolls_back:
+            await self._until_rolled_back(conn)
+
+    # MySQL closes a connection first, and rolls back and ends its session then. So the transaction is ended first;
+    # where that cannot be done, the server's list of sessions tells.
+
+    async def _rolled_back(self, conn: ConnInfo) -> bool:
+        """See to it that no transaction is open. False when one may be rolled back after the close."""
+        engine: PySQLXEngine = conn.engine
+        if engine._calls or engine._failed:
+            return not (engine._calls or engine._in_transaction)
+        if engine._raw is None:
+            engine._raw, engine._parting = engine._parting, None
+        if engine._raw is None or not engine._dirty:
+            return True
+        try:
+            async with asyncio.timeout(CLEAN_TIMEOUT):
+                await self._roll_back(conn)
+        except (PySQLXError, TimeoutError):
+            return False
+        return True
+
+    async def _until_rolled_back(self, conn: ConnInfo) -> None:
+        session = conn.session
+        assert session.server_id is not None
+        orphan = OrphanedSession(conn.lease, session.server_id, session.address or ("", ""))
+        while True:
+            try:
+                if await self.end_sessions([orphan], patience=ROLLBACK_GRACE):
+                    return
+            except (PoolError, PySQLXError):  # nobody is left to ask through
+                await asyncio.sleep(ROLLBACK_GRACE)
+                return
 
     # -- test -----------------------------------------------------------------------------------------------------
 
@@ -287,10 +325,10 @@ class Upkeep:
 
     # -- sessions of others ---------------------------------------------------------------------------------------
 
-    async def end_sessions(self, sessions: Sequence[OrphanedSession]) -> list[Lease]:
+    async def end_sessions(self, sessions: Sequence[OrphanedSession], patience: float = END_PATIENCE) -> list[Lease]:
         """Have the server end these, through a connection of the pool. Gives the leases of those that it has no more
         when `END_TIMEOUT` has passed, or all are gone. Raises PoolTimeoutError, and what the database says."""
-        other = await self._borrow(END_PATIENCE)
+        other = await self._borrow(patience)
         try:
             listed = _LISTED.get(other.engine._provider)
             if listed is None or not sessions:

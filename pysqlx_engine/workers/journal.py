@@ -41,6 +41,7 @@ class _Line(msgspec.Struct, array_like=True, frozen=True):
     held: HeldLease | None = None
     process: Member | None = None
     size: int | None = None
+    leases: tuple[HeldLease, ...] = ()
 
 
 class Recovered(msgspec.Struct):
@@ -93,7 +94,10 @@ class Journal:
 
     def write(self, records: Iterable[Record]) -> None:
         for record in records:
-            line = _Line(record.kind, record.key[0], record.key[1], record.database, record.held, size=record.size)
+            member, pool = record.key
+            line = _Line(
+                record.kind, member, pool, record.database, record.held, size=record.size, leases=record.leases
+            )
             self._told.append(line)
 
     def flush(self) -> None:
@@ -202,6 +206,8 @@ def _apply(recovered: Recovered, line: _Line) -> None:
     key = ((line.member, line.pool), line.database)
     if line.kind == "attached":
         recovered.held.pop(key, None)
+        if line.leases:
+            recovered.held[key] = {held.lease: held for held in line.leases}
     elif line.held is not None:
         leases = recovered.held.setdefault(key, {})
         if line.kind == "returned":

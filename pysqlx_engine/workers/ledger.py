@@ -222,7 +222,9 @@ class Record:
     database: str
     key: PoolKey
     held: HeldLease | None = None
-    """None for "attached", which forgets what the pool held before, and for what is said of a whole budget."""
+    """None for "attached", and for what is said of a whole budget."""
+    leases: tuple[HeldLease, ...] = ()
+    """With "attached": all that the pool holds. One line, because a part of it would be less than it holds."""
     size: int | None = None
     """With "sized"; whose pool stated it is in `key`."""
 
@@ -270,8 +272,7 @@ class Ledger:
                 pool.closing[held.lease] = self.now
         budget.add(pool)
         self._homes[key] = budget
-        self.records.append(Record("attached", budget.database, key, None))
-        self.records.extend(Record("granted", budget.database, key, held) for held in claim.leases)
+        self.records.append(Record("attached", budget.database, key, leases=tuple(claim.leases)))
         self._send(pool, Attached(claim.pool, budget.size))
         self._say_exceeded(budget, pool)
         self._balance(budget)
@@ -603,9 +604,8 @@ class Ledger:
         return any(budget.quarantined for budget in self.budgets.values())
 
     def addresses(self) -> set[Endpoints]:
-        """Every connection that is known, also those of the living."""
+        """Every connection of the living that is known."""
         known = {held.address for b in self.budgets.values() for p in b.pools.values() for held in p.leases.values()}
-        known |= {orphan.held.address for _, orphan in self.orphans()}
         return {address for address in known if address is not None}
 
     @property

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Endpoints, Verdict
+from ..pool.budget import Lease
 from .ledger import Budget, Ledger, Orphan
 
 POLL = (0.002, 0.02)
 """Seconds between two looks at the kernel's connections: at first, and growing to the second."""
+ROLLBACK_GRACE = 1.0
+"""Seconds that a MySQL server gets to roll back where nobody can look whether it has."""
 END_AFTER = 0.01
 """Seconds that the server gets to notice by itself that its client is gone, before it is told."""
 UNNAMED = 150.0
@@ -45,6 +48,8 @@ class Orphans:
         """Orphaned leases whose connection was seen with the server's side still open."""
         self._vanished: dict[int, float] = {}
         """When an orphaned lease's connection was first seen to be missing."""
+        self._closed: dict[int, float] = {}
+        """When the server was first seen to have closed an orphaned lease's connection, which may not be the end."""
 
     def more(self, now: float) -> None:
         """A process has died."""
@@ -53,44 +58,68 @@ class Orphans:
 
     def look(self, now: float) -> None:
         ledger = self._ledger
-        known: set[Endpoints] | None = None
+        orphans = list(ledger.orphans())
         asks_kernel = False
-        for budget, orphan in ledger.orphans():
+        living = ledger.addresses() if any(orphan.local for _, orphan in orphans) else set()
+        dead = {orphan.held.address for _, orphan in orphans}
+        for budget, orphan in orphans:
             if budget.database.startswith("sqlite:"):
-                if orphan.local:  # its descriptors died with the process
-                    ledger.gone(budget.database, orphan.held.lease)
-                continue
-            if not orphan.local:
-                if not orphan.held.known and now - orphan.since >= UNNAMED:
-                    ledger.gone(budget.database, orphan.held.lease)
-                continue
-            asks_kernel = True
-            if orphan.held.address is None and known is None:
-                known = ledger.addresses()
-            if self._is_gone(orphan, _port(budget.database), known or set(), now):
-                self._vanished.pop(orphan.held.lease, None)
-                self._half_closed.discard(orphan.held.lease)
+                gone = orphan.local  # its descriptors died with the process
+            elif not orphan.local:
+                gone = not orphan.held.known and now - orphan.since >= UNNAMED
+            else:
+                asks_kernel = True
+                gone = self._is_gone(orphan, _port(budget.database), living, dead, now)
+                if gone and budget.database.startswith("mysql:") and orphan.held.server_id is not None:
+                    gone = self._rolled_back(budget, orphan, now)
+            if gone:
+                self._forget(orphan.held.lease)
                 ledger.gone(budget.database, orphan.held.lease)
         for budget in list(ledger.budgets.values()):
             self._have_ended(budget, now)
         self._pause = min(POLL[1], self._pause * 1.2)
         pause = self._pause if asks_kernel else SLOW_POLL
         self.due = now + pause if ledger.has_orphans else None
-        if self.due is None:
+        if self.due is None:  # also those that came back in another way
             self._vanished.clear()
+            self._closed.clear()
             self._half_closed.clear()
 
-    def _is_gone(self, orphan: Orphan, server_port: int, known: set[Endpoints], now: float) -> bool:
+    def _forget(self, lease: Lease) -> None:
+        self._vanished.pop(lease, None)
+        self._closed.pop(lease, None)
+        self._half_closed.discard(lease)
+
+    def _rolled_back(self, budget: Budget, orphan: Orphan, now: float) -> bool:
+        """MySQL closes a connection first, and rolls back and ends its session then. That is seen in its list of
+        sessions only, by whoever has a connection. Where nobody has one, somebody gets one after a grace time, and
+        looks after the rest."""
+        closed_at = self._closed.setdefault(orphan.held.lease, now)
+        if any(pool.held and not pool.silent for pool in budget.pools.values()):
+            return False  # `Ended` will tell
+        return now - closed_at >= ROLLBACK_GRACE
+
+    def _is_gone(
+        self,
+        orphan: Orphan,
+        server_port: int,
+        living: set[Endpoints],
+        dead: set[Endpoints | None],
+        now: float,
+    ) -> bool:
         held = orphan.held
         if held.address is not None:
-            verdict = self._kernel.server_session(held.address)
+            # Used again by a process that lives, it is not this connection any more.
+            again = held.address in living
+            verdict = Verdict.GONE if again else self._kernel.server_session(held.address)
         else:
             # Granted, but its connection was not named yet. Whatever the process had begun to open is among the
             # half-closed connections to that server that nobody has named.
-            unnamed = self._kernel.half_closed(server_port) - known
+            unnamed = self._kernel.half_closed(server_port) - living - dead
             verdict = Verdict.HELD if unnamed else Verdict.RESET
         if verdict is Verdict.HELD:
-            self._half_closed.add(held.lease)
+            if held.address is not None:  # else it may be somebody else's
+                self._half_closed.add(held.lease)
             self._vanished.pop(held.lease, None)
             return False
         if verdict is Verdict.GONE:
