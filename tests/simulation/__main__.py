@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, help="run this world only")
     parser.add_argument("--first", type=int, default=random.randrange(10**9), help="begin with this seed")
+    parser.add_argument("--events", type=int, default=sys.maxsize, help="stop after so many")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed is not None:
@@ -30,7 +31,7 @@ def main() -> int:
     else:
         print(f"first seed {options.first}", flush=True)
         until = time.monotonic() + options.minutes * 60
-        outcome = run_many(options.first, events=sys.maxsize, processes=options.processes, until=until)
+        outcome = run_many(options.first, events=options.events, processes=options.processes, until=until)
     print(outcome.table())
     for seed, problem in outcome.broken.items():
         print(f"BROKEN: seed {seed}: {problem}\nagain: python -m tests.simulation --seed {seed}")

@@ -51,8 +51,15 @@ class Broken(AssertionError):
 class Weather:
     """How rough it is. Probabilities are for each message."""
 
+    seconds: float = 20.0
+    """How long the trouble lasts."""
     pause: float = 0.3
     """Seconds between two faults, on average."""
+    stopped: float = 20.0
+    cut: float = 25.0
+    """Most seconds that a process is stopped, and that a host is cut off."""
+    think: float = 0.01
+    """Seconds between two check-outs of a user, on average."""
 
     lost: float = 0.02
     doubled: float = 0.02
@@ -60,6 +67,12 @@ class Weather:
     """Messages of remote processes that take up to a second, and are overtaken by others."""
     replayed: float = 0.01
     """Old messages of remote processes that arrive once more, much later."""
+
+
+SLOW = Weather(seconds=400.0, pause=5.0, stopped=120.0, cut=250.0, think=0.3)
+"""Everything takes longer than a lease that nobody has named is kept for."""
+SERVED_IN = 3.0
+"""Seconds in which everybody is served when nothing goes wrong any more, however greedy the others are."""
 
 
 class Session:
@@ -114,7 +127,7 @@ class User:
 
     def think(self) -> None:
         """Until the next time."""
-        self.world.at(self.world.now + self.world.chance.expovariate(1 / 0.01), self.ask)
+        self.world.at(self.world.now + self.world.chance.expovariate(1 / self.world.weather.think), self.ask)
 
     def ask(self) -> None:
         world, pool = self.world, self.pool
@@ -130,6 +143,25 @@ class User:
         else:
             asked = pool
             asked.process.run(lambda: asked.arrive(self))
+
+
+class Greedy(User):
+    """Somebody who wants a connection of one pool so many times, without a pause."""
+
+    def __init__(self, world: World, pool: SimPool, times: float = float("inf")) -> None:
+        super().__init__(world, pool.server)
+        self.pool: SimPool = pool
+        self.times = times
+        self.served = False
+        self.think()
+
+    def think(self) -> None:
+        self.world.at(self.world.now + 0.001, self.ask)
+
+    def ask(self) -> None:
+        if self.times > 0:
+            self.times -= 1
+            self.pool.process.run(lambda: self.pool.arrive(self))
 
 
 class SimPool:
@@ -269,7 +301,7 @@ class SimPool:
         def arrive() -> None:  # at the server: it comes to this although the process may have died, or be stopped
             if not world.in_flight.pop(session.address, None):
                 return
-            if self.server.down or chance.random() < 0.03:
+            if self.server.down or (not world.calm and chance.random() < 0.03):
                 session.ended = True
             else:
                 self.server.connect(session)
@@ -295,7 +327,7 @@ class SimPool:
     def _close(self, conn: Any) -> None:
         world, session = self.world, conn.server_session
         self.budget.closing(conn.lease)
-        slow = world.chance.random() < 0.05
+        slow = not world.calm and world.chance.random() < 0.05
         delay = world.chance.uniform(0.1, 2.0) if slow else world.chance.uniform(0.0005, 0.005)
         if slow:
             world.count("slow close")
@@ -329,7 +361,9 @@ class SimPool:
         effects = self.core.wait(waiter, self.world.now)
         if effects is not None:
             self.perform(effects)
-        patience = CONN_TIMEOUT if self.world.chance.random() < 0.9 else self.world.chance.uniform(0.001, 0.5)
+        chance = self.world.chance
+        patient = self.world.calm or chance.random() < 0.9
+        patience = CONN_TIMEOUT if patient else chance.uniform(0.001, 0.5)
         self.process.after(patience, lambda: self._give_up(waiter, patience))
 
     def _give_up(self, waiter: Waiter, patience: float) -> None:
@@ -345,8 +379,11 @@ class SimPool:
     def _use(self, conn: Conn, user: User) -> None:
         self.world.served += 1
         self.users[conn] = user
+        if isinstance(user, Greedy):
+            user.served = True
         chance = self.world.chance
-        duration = chance.expovariate(1 / 0.01) if chance.random() < 0.98 else chance.uniform(0.1, 2.0)
+        long = not self.world.calm and chance.random() < 0.02
+        duration = chance.uniform(0.1, 2.0) if long else chance.expovariate(1 / 0.01)
         self.process.after(duration, lambda: self._done(conn))
 
     def _done(self, conn: Conn) -> None:
@@ -767,7 +804,8 @@ class World:
             self.count("process stopped")
             process.stopped = True
             long = self.chance.random() < 0.3
-            self.at(self.now + (self.chance.uniform(3, 20) if long else self.chance.uniform(0.01, 1)), process.go_on)
+            lasts = self.chance.uniform(3, self.weather.stopped) if long else self.chance.uniform(0.01, 1)
+            self.at(self.now + lasts, process.go_on)
         elif process.connection:
             self.count("connection to coordinator broken")
             process.connection = 0
@@ -817,7 +855,7 @@ class World:
             self.count("partition")
             host = self.chance.choice(remote)
             self.partitioned.add(host)
-            self.at(self.now + self.chance.uniform(0.1, 25), lambda: self.partitioned.discard(host))
+            self.at(self.now + self.chance.uniform(0.1, self.weather.cut), lambda: self.partitioned.discard(host))
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
@@ -825,17 +863,18 @@ class World:
     def events(self) -> int:
         return sum(self.counts.values())
 
-    def run(self, seconds: float) -> None:
-        """So many seconds of trouble, then calm until everybody is served and everything is back."""
+    def run(self) -> None:
+        """Some time of trouble, then calm until everybody is served and everything is back."""
         self.disturb()
-        until = self.now + seconds
+        until = self.now + self.weather.seconds
         while self.now < until and self.step():
             pass
         self.calm = True
         self.settle()
 
     def settle(self) -> None:
-        self._run_until(self.now + 60)  # faults end; waiters are served, or time out
+        # Faults end; waiters are served, or time out.
+        self._run_until(self.now + max(self.weather.stopped, self.weather.cut) + CONN_TIMEOUT + 5)
         for process in self.processes.values():
             for pool in process.pools:
                 if pool.waiters:
@@ -843,6 +882,7 @@ class World:
                 if pool.users:
                     raise Broken(f"{process.name} has users without end")
         self._run_until(self.now + 200)  # what was granted to hosts that are lost comes back
+        self._serve_everybody()
         for process in list(self.processes.values()):
             for pool in process.pools:
                 pool.stop()
@@ -857,6 +897,33 @@ class World:
         for server in self.servers:
             if server.sessions:
                 raise Broken(f"{len(server.sessions)} sessions are left at {server.identity}")
+
+    def _serve_everybody(self) -> None:
+        """One process after the other wants more than there is; so does one that is stopped then, and keeps what it
+        has. Everybody else who wants one connection gets it soon."""
+        for server in self.servers:
+            pools = [pool for process in self.processes.values() for pool in process.pools if pool.server is server]
+            for greedy in pools[:3]:
+                crowd = [Greedy(self, greedy) for _ in range(2 * server.size)]
+                self._run_until(self.now + 1.0)
+                others = [pool for pool in pools if pool is not greedy]
+                held_up = self.chance.choice(others) if others and server.size > 2 else None
+                if held_up is not None:
+                    for _ in range(server.size):
+                        Greedy(self, held_up, times=1)
+                    self._run_until(self.now + 0.2)
+                    held_up.process.stopped = True
+                guests = [Greedy(self, pool, times=1) for pool in others if not pool.process.stopped]
+                free = held_up is None or len(held_up.core.in_use) + len(held_up.core.opening) < server.size - 2
+                self._run_until(self.now + SERVED_IN)
+                late = [guest.pool.process.name for guest in guests if not guest.served]
+                if late and free:
+                    raise Broken(f"{late} are not served within {SERVED_IN} s: {self._ledger.budgets}")
+                if held_up is not None:
+                    held_up.process.go_on()
+                for one in crowd:
+                    one.times = 0
+                self._run_until(self.now + CONN_TIMEOUT + 1)
 
     @property
     def _ledger(self) -> Ledger:
