@@ -492,7 +492,7 @@ class PoolCore:
         """Close the connections of `leases` now, also those in use."""
         effects = Effects()
         for group in (self.idle, self.in_use, self.testing):
-            for conn in [conn for conn in group if conn.lease in leases]:
+            for conn in sorted((conn for conn in group if conn.lease in leases), key=lambda conn: conn.lease):
                 if conn in self.testing:
                     conn.retire = True  # its test will end, and then it is closed
                     continue
@@ -536,7 +536,7 @@ class PoolCore:
         """Stop, and close what is still in use."""
         effects = self.stop()
         self.state = State.CLOSED
-        effects.close.extend(self.in_use)
+        effects.close.extend(sorted(self.in_use, key=lambda conn: conn.lease))
         self.closing |= self.in_use
         self.in_use.clear()
         return effects

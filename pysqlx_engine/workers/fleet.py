@@ -83,6 +83,10 @@ class Fleet:
     _relax_due: float | None = None
     _look_due: float | None = None
     _learning_due: float | None = None
+    _term_due: float | None = None
+    """Before that no member's term ends: signs of life only move it further."""
+    _missing: dict[MemberId, int] = field(default_factory=dict)
+    """Members whose session lacks a packet, and that are to be told so a moment after the last time."""
     _expired: dict[MemberId, int] = field(default_factory=dict)
     """The last session of members that were taken for dead, as long as leases of theirs are quarantined."""
 
@@ -98,8 +102,8 @@ class Fleet:
 
     def due(self) -> float | None:
         """When `tick` has something to do; call it after each event as well."""
-        times = [self._relax_due, self._look_due, self._learning_due]
-        times += [_term_ends(member) for member in self.members.values() if not member.local]
+        times = [self._relax_due, self._look_due, self._learning_due, self._term_due]
+        times += [self.members[name].lost_at + LOST_AGAIN for name in self._missing]
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
@@ -110,10 +114,10 @@ class Fleet:
                 self.notices.append(f"process {silent} has not reported; what it held stays charged")
             self._learning_due = None
             ledger.start_granting()
-        for name, member in list(self.members.items()):
-            if not member.local and now >= _term_ends(member):
-                self.notices.append(f"process {name} was not heard for {now - member.heard:.1f} s; counted as dead")
-                self.died(name)
+        if self._term_due is not None and now >= self._term_due:
+            self._end_terms()
+        for name, session in list(self._missing.items()):
+            self._lost(name, self.members[name], session)
         if not ledger.under_pressure:
             self._look_due = None
         elif self._look_due is None:
@@ -131,6 +135,20 @@ class Fleet:
         if self._expired and not ledger.has_orphans:
             self._expired.clear()
 
+    def _end_terms(self) -> None:
+        for name, member in list(self.members.items()):
+            if not member.local and self._now >= _term_ends(member):
+                self.notices.append(
+                    f"process {name} was not heard for {self._now - member.heard:.1f} s; counted as dead"
+                )
+                self.died(name)
+        ends = [_term_ends(member) for member in self.members.values() if not member.local]
+        self._term_due = min(ends, default=None)
+
+    def _watch_term(self, member: Member) -> None:
+        if not member.local and self._term_due is None:
+            self._term_due = _term_ends(member)
+
     # -- a new coordinator ----------------------------------------------------------------------------------------
 
     def learn(self, members: Iterable[tuple[MemberId, Member]], *, unknown: bool, remote: bool) -> None:
@@ -140,6 +158,7 @@ class Fleet:
         for name, member in members:
             self.members[name] = member
             self.expected.add(name)
+            self._watch_term(member)
         self._waits = unknown
         if self.expected or unknown:
             self.ledger.granting = False
@@ -169,6 +188,8 @@ class Fleet:
         self._expired.pop(name, None)
         member.session, member.taken, member.sent = hello.session, 0, 0
         member.heard = self._now
+        self._watch_term(member)
+        self._missing.pop(name, None)
         member.worker, member.restarts = hello.worker, hello.restarts
         self.expected.discard(name)
         # What could not be said yet is of before: what it claims now is what it holds.
@@ -186,6 +207,7 @@ class Fleet:
         if member is None:
             return
         self.left.append(name)
+        self._missing.pop(name, None)
         self.expected.discard(name)
         if not member.local:
             self._expired[name] = member.session
@@ -196,10 +218,12 @@ class Fleet:
     def packet(self, name: MemberId, packet: ProcessPacket) -> None:
         member = self.members.get(name)
         if member is None or packet.session > member.session:
-            self._lost(name, member, packet.session)  # its hello did not reach us
+            self.dropped += 1  # its hello did not reach us
+            self._lost(name, member, packet.session)
         elif packet.epoch != self.epoch or packet.session < member.session or packet.number <= member.taken:
             self.dropped += 1  # late, or a copy
         elif packet.number > member.taken + 1:
+            self.dropped += 1
             self._lost(name, member, packet.session)
         else:
             member.taken = packet.number
@@ -209,11 +233,12 @@ class Fleet:
                 self.ledger.take(name, message, local=member.local)
 
     def _lost(self, name: MemberId, member: Member | None, session: int) -> None:
-        self.dropped += 1
         if member is not None:
             if self._now - member.lost_at < LOST_AGAIN:
+                self._missing[name] = session
                 return
             member.lost_at = self._now
+            self._missing.pop(name, None)
         self._outbox.append((name, Lost(self.epoch, session)))
 
     # -- what is said to them -------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Budget:
     pools: dict[PoolKey, Pool] = field(default_factory=dict)
     wanting: dict[PoolKey, Pool] = field(default_factory=dict)
     """Those of `pools` that said they want more."""
-    ceilings: set[PoolKey] = field(default_factory=set)
+    ceilings: dict[PoolKey, None] = field(default_factory=dict)
     """Those of `pools` that have a ceiling."""
     quarantined: dict[Lease, Orphan] = field(default_factory=dict)
     held: int = 0
@@ -191,7 +191,7 @@ class Budget:
             self.held -= len(pool.leases)
             self.remote -= not pool.local
             self.wanting.pop(key, None)
-            self.ceilings.discard(key)
+            self.ceilings.pop(key, None)
         return pool
 
     def charge(self, pool: Pool, held: HeldLease) -> None:
@@ -544,7 +544,7 @@ class Ledger:
             pool.owes_since = (self.now if pool.owes_since is None else pool.owes_since) if owes else None
             if pool.ceiling != target:
                 pool.ceiling = target
-                budget.ceilings.add(key)
+                budget.ceilings[key] = None
                 self._send(pool, Ceiling(key[1], target, budget.charged))
 
     def look_again(self) -> None:

@@ -86,8 +86,8 @@ class Membership(ABC):
         self._chance = chance
         self._budgets: dict[int, LeasedBudget] = {}
         self._queue: collections.deque[Outgoing] = collections.deque()
-        self._changed: set[LeasedBudget] = set()
-        self._named: set[LeasedBudget] = set()
+        self._changed: dict[LeasedBudget, None] = {}
+        self._named: list[LeasedBudget] = []
         """The budgets that the last Hello named."""
         self._connected = False
         self._epoch: int | None = None
@@ -155,7 +155,7 @@ class Membership(ABC):
         with self.lock:
             if self._budgets.pop(budget.pool_id, None) is not None:
                 self.post(Detach(budget.pool_id))
-            self._changed.discard(budget)
+            self._changed.pop(budget, None)
         self.flush()
 
     def post(self, message: Outgoing) -> None:
@@ -164,7 +164,7 @@ class Membership(ABC):
 
     def demand_changed(self, budget: LeasedBudget) -> None:
         with self.lock:
-            self._changed.add(budget)
+            self._changed[budget] = None
             failure = self.failure
         self.flush()
         if failure is not None:
@@ -243,7 +243,7 @@ class Membership(ABC):
             return []
         with self.lock:
             queued, self._queue = self._queue, collections.deque()
-            changed, self._changed = self._changed, set()
+            changed, self._changed = self._changed, {}
         # Reports last: a pool is attached before it reports. Made now, so that an old one never overtakes a new one.
         messages: list[FromPool] = [message() if callable(message) else message for message in queued]
         messages += [budget.report() for budget in changed]
@@ -274,7 +274,7 @@ class Membership(ABC):
         with self.lock:
             self._epoch = None
             self._queue.clear()
-            self._named = set(self._budgets.values())
+            self._named = list(self._budgets.values())
             claims = self._claimed = [budget.claim() for budget in self._named]
         self._session += 1
         self._greeted_at = now
@@ -301,7 +301,7 @@ class Membership(ABC):
             for budget in self._budgets.values():
                 if budget not in self._named:  # added since the Hello was sent
                     self.post(Attach(budget.claim()))
-            self._changed.update(self._budgets.values())
+            self._changed.update(dict.fromkeys(self._budgets.values()))
 
     def _extend(self, since: float) -> None:
         """The coordinator has heard what was sent at `since`."""

@@ -116,12 +116,6 @@ MUTANTS = (
         "or packet.number < 0:",
     ),
     Mutant(
-        "a packet of an old session is not taken by the coordinator",
-        "workers/fleet.py",
-        "or packet.session < member.session or",
-        "or",
-    ),
-    Mutant(
         "an old hello is not taken",
         "workers/fleet.py",
         "if hello.session <= last:",

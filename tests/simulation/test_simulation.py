@@ -18,7 +18,7 @@ KINDS = {
     "sessions ended by the server", "server refuses",
     # processes and the coordinator
     "process starts", "process killed", "process stopped", "coordinator killed", "coordinator stopped",
-    "crash between journal and network", "end asked", "end told", "disowned", "open postponed",
+    "crash between journal and network", "end asked", "end told", "disowned", "open postponed", "ambush",
     # the network
     "lost", "late", "doubled", "replayed", "cut off", "partition", "connection to coordinator broken",
     "message dropped",

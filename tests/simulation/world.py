@@ -69,8 +69,10 @@ class Weather:
     """Old messages of remote processes that arrive once more, much later."""
 
 
-SLOW = Weather(seconds=400.0, pause=5.0, stopped=120.0, cut=250.0, think=0.3)
+SLOW = Weather(seconds=400.0, pause=5.0, stopped=300.0, cut=300.0, think=0.3)
 """Everything takes longer than a lease that nobody has named is kept for."""
+STORM = Weather(lost=0.1, doubled=0.2, late=0.3, replayed=0.05)
+"""Hardly a message of a remote process arrives in its time."""
 SERVED_IN = 3.0
 """Seconds in which everybody is served when nothing goes wrong any more, however greedy the others are."""
 
@@ -148,10 +150,11 @@ class User:
 class Greedy(User):
     """Somebody who wants a connection of one pool so many times, without a pause."""
 
-    def __init__(self, world: World, pool: SimPool, times: float = float("inf")) -> None:
+    def __init__(self, world: World, pool: SimPool, times: float = float("inf"), holds: float = 0.0) -> None:
         super().__init__(world, pool.server)
         self.pool: SimPool = pool
         self.times = times
+        self.holds = holds
         self.served = False
         self.think()
 
@@ -384,6 +387,8 @@ class SimPool:
         chance = self.world.chance
         long = not self.world.calm and chance.random() < 0.02
         duration = chance.uniform(0.1, 2.0) if long else chance.expovariate(1 / 0.01)
+        if isinstance(user, Greedy):
+            duration = user.holds or duration
         self.process.after(duration, lambda: self._done(conn))
 
     def _done(self, conn: Conn) -> None:
@@ -451,7 +456,7 @@ class SimLink(Membership):
 class Process:
     """One process. While it is stopped nothing of it runs; what was to run runs when it goes on."""
 
-    def __init__(self, world: World, host: str) -> None:
+    def __init__(self, world: World, host: str, *, everywhere: bool = False) -> None:
         self.world, self.host = world, host
         self.pid = world.number()
         self.name = f"{self.pid}-x"
@@ -463,7 +468,7 @@ class Process:
         self.pools = [
             SimPool(self, server, world.chance.randint(0, 2))
             for server in world.servers
-            if server is world.servers[0] or world.chance.random() < 0.5
+            if everywhere or server is world.servers[0] or world.chance.random() < 0.5
         ]
         world.connect_soon(self)
 
@@ -539,6 +544,7 @@ class World:
     weather: Weather = field(default_factory=Weather)
 
     def __post_init__(self) -> None:
+        leased_budget._pool_ids = itertools.count(1)
         self.chance = random.Random(self.seed)
         self.now = 1000.0
         self.counts: collections.Counter[str] = collections.Counter()
@@ -607,7 +613,7 @@ class World:
         if not self.calm and chance.random() < weather.lost:
             self.count("lost")
             return
-        delay = chance.uniform(0.0005, 0.003)
+        delay = 0.001 if self.calm else chance.uniform(0.0005, 0.003)
         if not self.calm and chance.random() < weather.late:
             self.count("late")
             delay = chance.uniform(0.003, 1.0)
@@ -782,7 +788,9 @@ class World:
         chance, processes = self.chance, list(self.processes.values())
         self.at(self.now + chance.expovariate(1 / self.weather.pause), self.disturb)
         fault = chance.random()
-        if fault < 0.5:
+        if fault < 0.2:
+            self._ambush()
+        elif fault < 0.5:
             self._fault(chance.choice(processes))
         elif fault < 0.6:
             self._fault_of_coordinator()
@@ -801,16 +809,40 @@ class World:
             self.kill(process)
             self.at(self.now + self.chance.uniform(0.05, 1), self._respawn)
         elif kind < 0.7 and not process.stopped:
-            self.count("process stopped")
-            process.stopped = True
-            long = self.chance.random() < 0.3
-            lasts = self.chance.uniform(3, self.weather.stopped) if long else self.chance.uniform(0.01, 1)
-            self.at(self.now + lasts, process.go_on)
+            self._stop(process)
         elif process.connection:
             self.count("connection to coordinator broken")
             process.connection = 0
             process.run(process.link.disconnected)
             self.connect_soon(process)
+
+    def _ambush(self) -> None:
+        """Something happens to a process in the very moment in which it opens a connection."""
+        opening = [process for process in self.processes.values() if any(pool.core.opening for pool in process.pools)]
+        if not opening:
+            self.at(self.now + 0.002, lambda: None if self.calm else self._ambush())
+            return
+        process, kind = self.chance.choice(opening), self.chance.random()
+        self.count("ambush")
+        if kind < 0.5 and len(self.processes) > 1:
+            self.count("process killed")
+            self.kill(process)
+            self.at(self.now + self.chance.uniform(0.05, 1), self._respawn)
+            if kind < 0.2 and self.core is not None:
+                self.count("coordinator killed")
+                self.crash_coordinator()
+                self.at(self.now + self.chance.uniform(0.05, 1.5), self.start_coordinator)
+        elif kind < 0.75 and not process.stopped:
+            self._stop(process)
+        elif process.host != HERE and process.host not in self.partitioned:
+            self._cut(process.host)
+
+    def _stop(self, process: Process) -> None:
+        self.count("process stopped")
+        process.stopped = True
+        long = self.chance.random() < 0.3
+        lasts = self.chance.uniform(3, self.weather.stopped) if long else self.chance.uniform(0.01, 1)
+        self.at(self.now + lasts, process.go_on)
 
     def _respawn(self) -> None:
         if not self.calm:
@@ -852,10 +884,12 @@ class World:
     def _partition(self) -> None:
         remote = [host for host in self.hosts if host != HERE and host not in self.partitioned]
         if remote:
-            self.count("partition")
-            host = self.chance.choice(remote)
-            self.partitioned.add(host)
-            self.at(self.now + self.chance.uniform(0.1, self.weather.cut), lambda: self.partitioned.discard(host))
+            self._cut(self.chance.choice(remote))
+
+    def _cut(self, host: str) -> None:
+        self.count("partition")
+        self.partitioned.add(host)
+        self.at(self.now + self.chance.uniform(0.1, self.weather.cut), lambda: self.partitioned.discard(host))
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
@@ -873,6 +907,9 @@ class World:
         self.settle()
 
     def settle(self) -> None:
+        # Somebody has to be there who can see what became of the sessions of lost hosts.
+        last = Process(self, HERE, everywhere=True)
+        self.processes[last.name] = last
         # Faults end; waiters are served, or time out.
         self._run_until(self.now + max(self.weather.stopped, self.weather.cut) + CONN_TIMEOUT + 5)
         for process in self.processes.values():
@@ -910,14 +947,19 @@ class World:
                 held_up = self.chance.choice(others) if others and server.size > 2 else None
                 if held_up is not None:
                     for _ in range(server.size):
-                        Greedy(self, held_up, times=1)
-                    self._run_until(self.now + 0.2)
+                        Greedy(self, held_up, times=1, holds=1.0)
+                    self._run_until(self.now + 0.9)
                     held_up.process.stopped = True
-                guests = [Greedy(self, pool, times=1) for pool in others if not pool.process.stopped]
-                free = held_up is None or len(held_up.core.in_use) + len(held_up.core.opening) < server.size - 2
+                # Each guest keeps what it gets; so there are no more of them than there is to be had, when the one that
+                # is stopped has got what it had asked for before.
+                budget = self._ledger.budgets[server.identity]
+                kept = [pool for key, pool in budget.pools.items() if held_up and key[0] == held_up.process.name]
+                left = budget.usable - sum(len(pool.leases) + pool.demand.want for pool in kept)
+                able = [pool for pool in others if not pool.process.stopped][: max(0, left)]
+                guests = [Greedy(self, pool, times=1, holds=2 * SERVED_IN) for pool in able]
                 self._run_until(self.now + SERVED_IN)
                 late = [guest.pool.process.name for guest in guests if not guest.served]
-                if late and free:
+                if late:
                     raise Broken(f"{late} are not served within {SERVED_IN} s: {self._ledger.budgets}")
                 if held_up is not None:
                     held_up.process.go_on()
