@@ -81,7 +81,8 @@ class CoordinatorCore:
 
     def _hello(self, name: MemberId, hello: Hello) -> None:
         local = hello.host == self._host.identity
-        if local and name not in self._watched and hello.version == VERSION:
+        joins = hello.version == VERSION and hello.epoch == self.fleet.epoch
+        if local and name not in self._watched and joins:
             if not self._host.watch(name, hello.pid, hello.started):
                 self.fleet.refuse(name, f"the coordinator sees no process {hello.pid} that started when this one did")
                 return

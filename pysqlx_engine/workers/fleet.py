@@ -171,6 +171,10 @@ class Fleet:
         if hello.version != VERSION:
             self.refuse(name, f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}")
             return
+        if hello.epoch != self.epoch:
+            # It may be an old one, said to a coordinator that is no more: whoever said it now will say it again.
+            self._outbox.append((name, Lost(self.epoch, hello.session)))
+            return
         member = self.members.get(name)
         last = member.session if member is not None else self._expired.get(name, 0)
         if hello.session <= last:

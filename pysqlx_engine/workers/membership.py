@@ -92,6 +92,8 @@ class Membership(ABC):
         self._connected = False
         self._epoch: int | None = None
         """The coordinator's epoch while we are joined, else None."""
+        self._last_epoch = 0
+        """That of the last coordinator that we heard of."""
         self._session = 0
         self._sent = 0
         self._taken = 0
@@ -214,8 +216,9 @@ class Membership(ABC):
                 self._hello_at = None
                 for budget in self._all():
                     budget.refuse(reason)
-            case Lost(session=session):
-                if session == self._session and self._epoch is not None:
+            case Lost(epoch=epoch, session=session):
+                if session == self._session and (self.joined or self._hello_at is not None):
+                    self._last_epoch = epoch
                     self._hello_again()
             case CoordinatorPacket():
                 self._take(message)
@@ -282,7 +285,9 @@ class Membership(ABC):
         self._hello_at = now + self._pause * self._chance.uniform(0.5, 1)
         self._pause = min(self._pause * 2, GREET_AGAIN[1])
         who = self._identity
-        return Hello(VERSION, self._session, who.pid, who.started, who.host, who.worker, who.restarts, claims)
+        return Hello(
+            VERSION, self._session, who.pid, who.started, who.host, who.worker, who.restarts, claims, self._last_epoch
+        )
 
     def _welcomed(self, welcome: Welcome) -> None:
         if welcome.session != self._session or self._epoch is not None or not self._connected:

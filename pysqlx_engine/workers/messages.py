@@ -163,7 +163,10 @@ ToPool = Attached | Refused | Granted | Denied | Ceiling | Ask | End
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    """Opens a session, and states all that the process holds: what was said before it is void."""
+    """Opens a session, and states all that the process holds: what was said before it is void.
+
+    It counts only if it names the coordinator's epoch, which `Lost` tells: an old one that arrives once more, at a
+    coordinator that was restarted meanwhile, knows less than the journal."""
 
     version: int
     session: int
@@ -176,6 +179,8 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     worker: int | None
     restarts: int
     pools: list[PoolClaim]
+    epoch: int = 0
+    """The coordinator's, 0 while it is not known."""
 
 
 class ProcessPacket(msgspec.Struct, tag="said", array_like=True, frozen=True):
@@ -206,7 +211,8 @@ class Unwelcome(msgspec.Struct, tag="unwelcome", array_like=True, frozen=True):
 
 
 class Lost(msgspec.Struct, tag="lost", array_like=True, frozen=True):
-    """Something of this session did not arrive, or the coordinator does not know it: say `Hello` again."""
+    """Something of this session did not arrive, or the coordinator does not know it: say `Hello` again, with this
+    epoch."""
 
     epoch: int
     session: int

@@ -122,6 +122,12 @@ MUTANTS = (
         "if hello.session < 0:",
     ),
     Mutant(
+        "a hello to a former coordinator is not taken",
+        "workers/fleet.py",
+        "if hello.epoch != self.epoch:",
+        "if hello.epoch == 0:",
+    ),
+    Mutant(
         "what was to be said before a hello is not said after it",
         "workers/fleet.py",
         "self.ledger.outbox = [(to, message) for to, message in self.ledger.outbox if to != name]",
