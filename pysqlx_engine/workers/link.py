@@ -119,7 +119,9 @@ class Link:
     def describe(self) -> str:
         if self._failure is not None:
             return self._failure.reason
-        return "coordinator up" if self._epoch is not None else f"coordinator not reachable at {self._endpoint}"
+        if self._epoch is not None:
+            return "coordinator up"
+        return f"coordinator not reachable at {self._endpoint}{_barred(self._endpoint)}"
 
     def label(self, pool: str) -> str:
         return f"pysqlx {self._run} {self._who()} {pool}"[:63]
@@ -254,6 +256,17 @@ class Link:
                 socket.send(encode(message(epoch)), zmq.NOBLOCK)
             except zmq.Again:
                 return  # the connection is lost: the next Hello says it all
+
+
+def _barred(endpoint: str) -> str:
+    """What to add about a coordinator that this user may not reach: its directory is its user's alone."""
+    try:
+        os.stat(endpoint.removeprefix("ipc://"))
+    except PermissionError:
+        return f", which user {os.geteuid()} may not enter: run the coordinator and its processes as one user"
+    except OSError:
+        pass  # it is not there yet, or not on this host
+    return ""
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def leases(directory: Path) -> dict[int, int]:
     return {worker["pid"]: worker["leases"] for worker in status(directory)["workers"]}
 
 
-def until(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -194,3 +194,29 @@ def test_one_that_was_ended_is_followed_by_one_that_knows_who_holds_what(
                 waits.wait_until_it_holds()
                 assert waits.end() == 0
     assert samples.most == 2, samples
+
+
+ANOTHER_USER = """
+import os, sys
+from pysqlx_engine import PySQLXEnginePoolSync
+
+PySQLXEnginePoolSync(sys.argv[1], min_size=0).start()  # loads what the other user may not be able to read
+os.environ["PYSQLX_COORDINATOR"] = sys.argv[2]
+try:
+    import pysqlx_engine.workers.link
+    os.setuid(65534)
+    PySQLXEnginePoolSync(sys.argv[1], conn_timeout=0.2).start()
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_process_of_another_user_is_told_why_it_cannot_join(tmp_path: Path, sqlite_uri: str) -> None:
+    with coordinating(tmp_path) as (_, address):
+        command = [sys.executable, "-c", ANOTHER_USER, sqlite_uri, address]
+        done = subprocess.run(command, env=run_environment(tmp_path, {}), capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"no answer from the coordinator within 0.2 s (coordinator not reachable at {address}, which user 65534 may "
+        "not enter: run the coordinator and its processes as one user)\n"
+    )
