@@ -329,7 +329,8 @@ def test_processes_of_celery_share_the_budget_also_when_one_is_killed(
         until(lambda: len(answered()) == 60)
         run.send(signal.SIGTERM)
         assert run.wait() == 0
-        assert not [line for line in run.rest() if "raised" in line]
+        # No task and no hook has failed. That it lost a process, Celery may say: it learns of answers later than we do.
+        assert not [line for line in run.rest() if "raised unexpected" in line or "Signal handler" in line]
         assert_nothing_is_left(tmp_path, postgresql_db)
     assert samples.most == budget, samples
 
