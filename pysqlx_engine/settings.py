@@ -1,8 +1,8 @@
-"""Settings: what may stand in the environment, in a settings file and on the command line of `pysqlx-run`.
+"""Settings: what may stand in the environment, in a settings file and on the command line of our commands.
 
 Each level overrides the one after it:
 
-1. the command line of `pysqlx-run` (in code: an argument of a pool);
+1. the command line of `pysqlx-run` or `pysqlx-ctl coordinator` (in code: an argument of a pool);
 2. the environment: `PYSQLX_` and the name in capitals;
 3. the settings file: `--settings FILE`, or the file that `PYSQLX_SETTINGS` names;
 4. the default.
@@ -28,7 +28,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import SettingsError
 from .log_config import LOG_CONFIG
 
-__all__ = ["PoolSettings", "RunSettings", "load_pool_settings", "load_run_settings", "worker_environment"]
+__all__ = [
+    "CoordinatorSettings",
+    "PoolSettings",
+    "RunSettings",
+    "load_coordinator_settings",
+    "load_pool_settings",
+    "load_run_settings",
+    "worker_environment",
+]
 
 PREFIX = "PYSQLX_"
 FILE_VARIABLE = "PYSQLX_SETTINGS"
@@ -40,6 +48,10 @@ Uri = Annotated[
     Field(min_length=1, description="a database URI: postgresql://, mysql://, sqlserver://, sqlite: or file:"),
 ]
 MaxSize = Annotated[int | None, Field(ge=1, le=100_000, description="connections, a whole number from 1 to 100000")]
+_RUN_NAME = Field(
+    pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$",
+    description="1 to 64 letters, digits, '.', '_' or '-', no '.' in front",
+)
 
 
 class _Settings(BaseSettings):
@@ -102,15 +114,17 @@ class RunSettings(JoinSettings):
     graceful_timeout: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="seconds that workers may take to end, 0 or more")
     ] = 30.0
-    name: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$",
-            description="1 to 64 letters, digits, '.', '_' or '-', no '.' in front",
-        ),
-    ] = None
+    name: Annotated[str | None, _RUN_NAME] = None
     loop: Annotated[Literal["auto", "asyncio", "uvloop"], Field(description="auto, asyncio or uvloop")] = "auto"
     prefix: Annotated[bool, Field(description="true or false")] = True
+
+
+class CoordinatorSettings(_Settings):
+    """What a coordinator on its own is told."""
+
+    name: Annotated[str, _RUN_NAME] = "default"
+    max_size: MaxSize = None
+    """The operator's budget for each database. `None`: what the scripts state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +157,15 @@ def load_run_settings(settings: str | None = None, **options: object) -> RunSett
     run = _load(RunSettings, options, "--{option} {value}", path, entries)
     _load(PoolSettings, {}, "", path, entries)
     return run
+
+
+def load_coordinator_settings(settings: str | None = None, **options: object) -> CoordinatorSettings:
+    """The settings of a coordinator on its own, with the parameters of `load_run_settings`.
+
+    Raises `SettingsError` for the first bad value, in one line.
+    """
+    path, entries = _settings_file(settings)
+    return _load(CoordinatorSettings, options, "--{option} {value}", path, entries)
 
 
 def load_coordinator() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NoReturn, TypeVar
 
 from .config import pool_config
 from .core import State
@@ -114,6 +114,12 @@ class PoolFace(Generic[ConnHook, PoolHook, UriHook]):
     def stats(self) -> PoolStats:
         """One look at the pool."""
         return self._runtime.stats()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the pool {self.name} cannot be copied or sent to another process, which has no part in its connections: "
+            "make a pool in each process, or at the top of a module that each imports, and start it there"
+        )
 
     def __repr__(self) -> str:
         runtime = self._runtime

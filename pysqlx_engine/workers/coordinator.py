@@ -315,23 +315,42 @@ def _sums(rows: list[dict[str, Any]], *columns: str) -> dict[str, int]:
     return {column: sum(row[column] for row in rows) for column in columns}
 
 
+class CannotServeError(RuntimeError):
+    """The coordinator cannot use its directory."""
+
+
 def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:
-    """Run a coordinator until SIGTERM. `ready` gets b"ready" when it can be reached."""
+    """The life of a coordinator that a supervisor started. `ready` gets b"ready" when it can be reached."""
+
+    def tell() -> None:
+        if ready is not None:
+            ready.send_bytes(b"ready")
+            ready.close()
+
+    try:
+        serve(config, tell)
+    except CannotServeError as error:
+        sys.exit(str(error))
+    sys.stdout.flush()
+
+
+def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
+    """Run a coordinator until SIGTERM or SIGINT, and call `ready` when it can be reached.
+
+    Raises `CannotServeError`. To be called from the main thread, for the signals.
+    """
     logging.basicConfig(format="%(message)s")
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
         coordinator = Coordinator(config)
-    except OSError as error:
-        sys.exit(f"cannot use {config.directory}: {error.strerror}")
+    except (OSError, zmq.ZMQError) as error:
+        raise CannotServeError(f"cannot use {config.directory}: {error.strerror}") from None
     signal.signal(signal.SIGTERM, _only(coordinator.stop))
     signal.signal(signal.SIGINT, _only(coordinator.stop))
-    if ready is not None:
-        ready.send_bytes(b"ready")
-        ready.close()
+    ready()
     coordinator.run(wake_read)
-    sys.stdout.flush()
 
 
 def _only(act: Callable[[], None]) -> Callable[[int, Any], None]:

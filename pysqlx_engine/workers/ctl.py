@@ -1,4 +1,4 @@
-"""`pysqlx-ctl`: look at what runs."""
+"""`pysqlx-ctl`: look at what runs, and run a coordinator for processes that another manager starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,53 @@ from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
 DONE = 0
 FAILED = 1
 USAGE = 2
+CANNOT_START = 3
 
 _EPILOG = """\
 examples:
-  pysqlx-ctl status                the only run there is
-  pysqlx-ctl status --name api     the run named api
-  pysqlx-ctl status --json         the same for programs: one JSON object
+  pysqlx-ctl status                         the only run there is
+  pysqlx-ctl status --name api              the run named api
+  pysqlx-ctl status --json                  the same for programs: one JSON object
+  pysqlx-ctl coordinator --max-size 30      one budget of 30 for processes of gunicorn, uvicorn, Celery
 
 exit status:
   0  done
   1  no such run, or it does not answer
   2  wrong usage, also when there are several runs and no --name
+  3  the coordinator cannot start: a live run has its name, or its directory cannot be used
+"""
+
+_COORDINATOR = """\
+Run a coordinator, in the foreground, for processes that another manager starts. However many processes join it, the
+connections that their pools have open to one database are never more than --max-size together.
+
+It prints one line when it can be reached. A process joins when that line is in its environment; one that is there
+before the coordinator waits for it. A process that cannot reach it gets no connection: never a pool with a budget of
+its own.
+"""
+
+_COORDINATOR_EPILOG = """\
+Command line goes before environment, environment before settings file, settings file before default.
+
+examples, each in its own terminal or unit of systemd:
+  pysqlx-ctl coordinator --max-size 30
+  PYSQLX_COORDINATOR=ipc:///run/user/1000/pysqlx/default/coordinator.sock gunicorn -w 4 app:app
+
+  pysqlx-ctl coordinator --name shop --settings production.env
+  export PYSQLX_COORDINATOR=ipc:///run/user/1000/pysqlx/shop/coordinator.sock
+  gunicorn -w 4 --threads 8 shop.web:app
+  celery -A shop.tasks worker --concurrency 4
+
+  pysqlx-ctl status --name shop
+
+signals:
+  TERM, INT   end. Connections that are open go on working, and no process gets more of them until a coordinator of
+              this name is there again. After a kill -9 it is the same: the next one finds in its journal who held what.
+
+exit status:
+  0  ended by TERM or INT
+  2  wrong usage, or a setting that is not allowed
+  3  it cannot start: a live run has its name, or its directory cannot be used
 """
 
 
@@ -40,23 +76,44 @@ class _Failure(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        answer = _ask_run(arguments.name, {"op": "status"})
+        options.command(options)
     except _Failure as failure:
         print(f"pysqlx-ctl: {failure}", file=sys.stderr)
         return failure.status
+    return DONE
+
+
+def _show_status(options: argparse.Namespace) -> None:
+    answer = _ask_run(options.name, {"op": "status"})
+    _say(json.dumps(answer, indent=2) if options.json else _tables(answer))
+
+
+def _run_coordinator(options: argparse.Namespace) -> None:
+    from ..settings import load_coordinator_settings  # takes longer than the rest of a status
+    from .standalone import CannotStartError, run_coordinator
+
     try:
-        print(json.dumps(answer, indent=2) if arguments.json else _tables(answer), flush=True)
+        settings = load_coordinator_settings(options.settings, name=options.name, max_size=options.max_size)
+        run_coordinator(settings, lambda address: _say(f"PYSQLX_COORDINATOR={address}"))
+    except SettingsError as error:
+        raise _Failure(str(error), USAGE) from None
+    except CannotStartError as error:
+        raise _Failure(str(error), CANNOT_START) from None
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
     except BrokenPipeError:  # who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # at exit Python tries to write the rest again
-    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pysqlx-ctl",
-        description="Look at a run of pysqlx-run: its connection budgets and its workers.",
+        description="Look at what runs: connection budgets and workers. Run a coordinator for other process managers.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,6 +127,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--name", metavar="RUN", help="the run to ask (default: the only one there is)")
     status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.set_defaults(command=_show_status)
+    coordinator = commands.add_parser(
+        "coordinator",
+        help="run a coordinator for processes that gunicorn, uvicorn, Celery or others start",
+        description=_COORDINATOR,
+        epilog=_COORDINATOR_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # What is allowed stands in the settings, and the error quotes it from there.
+    coordinator.add_argument(
+        "--name",
+        metavar="NAME",
+        help="what pysqlx-ctl knows it by, a part of its address [PYSQLX_NAME, default default]",
+    )
+    coordinator.add_argument(
+        "--max-size",
+        metavar="N",
+        help="the budget of each database, whatever pools say: 1 to 100000 connections [PYSQLX_MAX_SIZE, default: what "
+        "the pools say]",
+    )
+    coordinator.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
+    coordinator.set_defaults(command=_run_coordinator)
     return parser
 
 

@@ -58,7 +58,7 @@ class Link(Membership):
 
     @property
     def where(self) -> str:
-        return self._endpoint
+        return self._endpoint + ("" if self.joined else _barred(self._endpoint))
 
     def stop(self) -> None:
         """Send what is queued, then end the thread."""
@@ -147,6 +147,17 @@ def _identity() -> Identity:
         restarts=int(restarts) if restarts.isdigit() else 0,
         run=os.environ.get("PYSQLX_RUN_NAME") or os.environ.get("PYSQLX_RUN_ID") or "",
     )
+
+
+def _barred(endpoint: str) -> str:
+    """What to add about a coordinator that this user may not reach: its directory is its user's alone."""
+    try:
+        os.stat(endpoint.removeprefix("ipc://"))
+    except PermissionError:
+        return f", which user {os.geteuid()} may not enter: run the coordinator and its processes as one user"
+    except OSError:
+        pass  # it is not there yet, or not on this host
+    return ""
 
 
 @functools.cache

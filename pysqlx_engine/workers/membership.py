@@ -368,8 +368,8 @@ def host_identity() -> str:
             if path.startswith("/proc/self"):
                 parts.append(str(os.stat(path).st_ino))
             else:
-                with open(path, encoding="ascii") as stream:
-                    parts.append(stream.read().strip())
+                with open(path, "rb") as stream:
+                    parts.append(stream.read().decode().strip())
         except OSError:
             parts.append("unknown")
     return ":".join(parts)

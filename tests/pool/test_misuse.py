@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import logging
+import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -379,3 +381,10 @@ def test_a_stop_that_was_given_up_goes_on_when_its_loop_has_ended(sqlite_uri: st
     while pool.stats().held:
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("misuse", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_pool_is_neither_copied_nor_sent_to_another_process(sqlite_uri: str, misuse: Callable[[Any], object]) -> None:
+    pool = PySQLXEnginePoolSync(sqlite_uri, name="shop")
+    with pytest.raises(TypeError, match="the pool shop cannot be copied or sent to another process"):
+        misuse(pool)

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 
-from .running import run_many, run_one
+from .running import WEATHERS, run_many, run_one
 
 
 def main() -> int:
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this world only")
     parser.add_argument("--first", type=int, default=random.randrange(10**9), help="begin with this seed")
     parser.add_argument("--events", type=int, default=sys.maxsize, help="stop after so many")
+    parser.add_argument("--weather", choices=WEATHERS, help="only worlds with this weather")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed is not None:
@@ -31,7 +32,9 @@ def main() -> int:
     else:
         print(f"first seed {options.first}", flush=True)
         until = time.monotonic() + options.minutes * 60
-        outcome = run_many(options.first, events=options.events, processes=options.processes, until=until)
+        outcome = run_many(
+            options.first, events=options.events, processes=options.processes, until=until, weather=options.weather
+        )
     print(outcome.table())
     for seed, problem in outcome.broken.items():
         print(f"BROKEN: seed {seed}: {problem}\nagain: python -m tests.simulation --seed {seed}")

@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .world import SLOW, STORM, Weather, World, quiet
+from .world import COPIES, SLOW, STORM, Weather, World, quiet
 
 RAM = Path("/dev/shm")
 
@@ -40,10 +40,14 @@ class Outcome:
         )
 
 
+WEATHERS = {"slow": (0, SLOW), "storm": (5, STORM), "copies": (7, COPIES)}
+"""Of the seeds that end with this digit."""
+
+
 def run_one(seed: int) -> Outcome:
-    """The world of this seed. One in ten is a slow one, one a stormy one."""
+    """The world of this seed."""
     quiet()
-    weather = {0: SLOW, 5: STORM}.get(seed % 10, Weather())
+    weather = dict(WEATHERS.values()).get(seed % 10, Weather())
     with tempfile.TemporaryDirectory(dir=RAM if RAM.is_dir() else None) as directory:
         outcome = Outcome(worlds=1)
         world: World | None = None
@@ -58,15 +62,19 @@ def run_one(seed: int) -> Outcome:
         return outcome
 
 
-def run_many(first_seed: int, *, events: int, processes: int = 1, until: float = float("inf")) -> Outcome:
+def run_many(
+    first_seed: int, *, events: int, processes: int = 1, until: float = float("inf"), weather: str | None = None
+) -> Outcome:
     """Seed after seed from `first_seed` on, until there were so many `events`, the clock shows `until`, or a world is
-    broken."""
-    total, seed = Outcome(), first_seed
+    broken. `weather`: only those with this one."""
+    total, seed, step = Outcome(), first_seed, 1
+    if weather is not None:
+        seed, step = first_seed // 10 * 10 + WEATHERS[weather][0], 10
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pending: collections.deque[multiprocessing.pool.AsyncResult[Outcome]] = collections.deque()
         while total.events < events and time.monotonic() < until and not total.broken:
             while len(pending) < 2 * processes:
                 pending.append(pool.apply_async(run_one, (seed,)))
-                seed += 1
+                seed += step
             total.add(pending.popleft().get())
     return total

@@ -20,7 +20,7 @@ KINDS = {
     "process starts", "process killed", "process stopped", "coordinator killed", "coordinator stopped",
     "crash between journal and network", "end asked", "end told", "disowned", "open postponed", "ambush",
     # the network
-    "lost", "late", "doubled", "replayed", "cut off", "partition", "connection to coordinator broken",
+    "lost", "late", "doubled", "replayed", "hello replayed", "cut off", "partition", "connection to coordinator broken",
     "message dropped",
     # users
     "waiter gave up", "waiter timed out",

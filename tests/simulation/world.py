@@ -22,7 +22,7 @@ from pysqlx_engine.engine.uri import DatabaseURI, parse_uri
 from pysqlx_engine.errors import ConnectError, PoolError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
-from pysqlx_engine.workers import leased_budget, membership
+from pysqlx_engine.workers import leased_budget, membership, orphans
 from pysqlx_engine.workers.coordinator_core import CoordinatorCore
 from pysqlx_engine.workers.journal import Journal
 from pysqlx_engine.workers.leased_budget import LeasedBudget
@@ -32,6 +32,7 @@ from pysqlx_engine.workers.messages import (
     Ceiling,
     FromCoordinator,
     FromProcess,
+    Hello,
     ProcessPacket,
     Report,
     decode_from_coordinator,
@@ -69,10 +70,14 @@ class Weather:
     """Old messages of remote processes that arrive once more, much later."""
 
 
-SLOW = Weather(seconds=400.0, pause=5.0, stopped=300.0, cut=300.0, think=0.3)
+SLOW = Weather(seconds=200.0, pause=2.0, stopped=100.0, cut=100.0, think=0.1)
 """Everything takes longer than a lease that nobody has named is kept for."""
 STORM = Weather(lost=0.1, doubled=0.2, late=0.3, replayed=0.05)
 """Hardly a message of a remote process arrives in its time."""
+COPIES = Weather(lost=0.0, late=0.0, doubled=0.4, replayed=0.2)
+"""All of them do, and many more than once."""
+UNNAMED = 20.0
+"""In place of `orphans.UNNAMED`: to connect takes some milliseconds here."""
 SERVED_IN = 3.0
 """Seconds in which everybody is served when nothing goes wrong any more, however greedy the others are."""
 
@@ -497,6 +502,8 @@ class Process:
 
     def send(self, message: FromProcess) -> None:
         connection, data = self.connection, encode(message)
+        if isinstance(message, Hello) and not self.local:
+            self.world.overhear(self, connection, data)
         if connection:
             self.world.carry(self, lambda: self.world.deliver_to_coordinator(self, connection, data))
 
@@ -545,6 +552,7 @@ class World:
 
     def __post_init__(self) -> None:
         leased_budget._pool_ids = itertools.count(1)
+        orphans.UNNAMED = UNNAMED
         self.chance = random.Random(self.seed)
         self.now = 1000.0
         self.counts: collections.Counter[str] = collections.Counter()
@@ -569,6 +577,7 @@ class World:
         self._tick_due: float | None = None
         self._flush_due = False
         self._orphans: set[Lease] = set()
+        self._overheard: list[Callable[[], None]] = []
         self.start_coordinator()
         for _ in range(self.chance.randint(2, 6)):
             self.spawn()
@@ -613,7 +622,7 @@ class World:
         if not self.calm and chance.random() < weather.lost:
             self.count("lost")
             return
-        delay = 0.001 if self.calm else chance.uniform(0.0005, 0.003)
+        delay = 0.001
         if not self.calm and chance.random() < weather.late:
             self.count("late")
             delay = chance.uniform(0.003, 1.0)
@@ -624,6 +633,15 @@ class World:
         if not self.calm and chance.random() < weather.replayed:
             self.count("replayed")
             self.at(self.now + chance.uniform(1, 60), deliver)
+
+    def overhear(self, process: Process, connection: int, hello: bytes) -> None:
+        """An old hello, which states what is not so any more, arrives once more: soon, or at the next coordinator."""
+        if not self.calm and self.chance.random() < 0.2:
+            self.count("hello replayed")
+            delay = self.chance.uniform(0.01, 5.0)
+            self.at(self.now + delay, lambda: self.deliver_to_coordinator(process, connection, hello))
+        if self.chance.random() < 0.5:
+            self._overheard.append(lambda: self.deliver_to_coordinator(process, connection, hello))
 
     def connect_soon(self, process: Process) -> None:
         self.at(self.now + self.chance.uniform(0.001, 0.05), lambda: self._connect(process))
@@ -665,6 +683,10 @@ class World:
     def start_coordinator(self) -> None:
         self._incarnation += 1
         self._orphans = set()
+        for again in self._overheard if not self.calm else ():
+            self.count("hello replayed")
+            self.at(self.now + self.chance.uniform(0, 1), again)
+        self._overheard.clear()
         self.host.watched.clear()
         self._tick_due, self._flush_due = None, False
         self.coordinator_stopped = False
@@ -718,9 +740,9 @@ class World:
         core.tick()
         self.counts.update(_kind(record) for record in core.ledger.records)
         self.counts["ceiling"] += sum(isinstance(message, Ceiling) for _, message in core.ledger.outbox)
-        orphans = {orphan.held.lease for _, orphan in core.ledger.orphans()}
-        self.counts["lease quarantined"] += len(orphans - self._orphans)
-        self._orphans = orphans
+        quarantined = {orphan.held.lease for _, orphan in core.ledger.orphans()}
+        self.counts["lease quarantined"] += len(quarantined - self._orphans)
+        self._orphans = quarantined
         messages = core.flush()
         if not self.calm and messages and self.chance.random() < 0.0005:
             self.count("crash between journal and network")
@@ -774,7 +796,7 @@ class World:
         gone it has to be told, or its keepalive tells it in the end."""
         if not session.process.local and self.chance.random() < 0.5:
             self.count("session lives on")
-            self.at(self.now + self.chance.uniform(50, 100), lambda: server.end(session))
+            self.at(self.now + self.chance.uniform(10, UNNAMED), lambda: server.end(session))
             return
         delay = self.chance.uniform(0.0005, 0.02) if self.chance.random() < 0.7 else self.chance.uniform(0.02, 5.0)
         self.at(self.now + delay, lambda: server.end(session))
@@ -918,12 +940,12 @@ class World:
                     raise Broken(f"{process.name} still waits: {pool.core.demand()} {self._ledger.budgets}")
                 if pool.users:
                     raise Broken(f"{process.name} has users without end")
-        self._run_until(self.now + 200)  # what was granted to hosts that are lost comes back
+        self._run_until(self.now + 2 * UNNAMED)  # what was granted to hosts that are lost comes back
         self._serve_everybody()
         for process in list(self.processes.values()):
             for pool in process.pools:
                 pool.stop()
-        self._run_until(self.now + 200)
+        self._run_until(self.now + 2 * UNNAMED)
         for process in self.processes.values():
             for pool in process.pools:
                 if pool.core.held:

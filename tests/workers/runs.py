@@ -1,4 +1,4 @@
-"""Real `pysqlx-run` processes for tests: start one, talk to it, see what it leaves."""
+"""Real commands for tests, `pysqlx-run` before all: start one, talk to it, see what it leaves."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "pysqlx_engine.workers.run"]
+CTL = [sys.executable, "-m", "pysqlx_engine.workers.ctl"]
 JOINS_ANOTHER = "ipc:///nonexistent/coordinator.sock"
 """For scripts without pools: several workers, and no coordinator is started for them."""
 TIMEOUT = 20.0
 
 
 class Run:
-    """One `pysqlx-run`. It leads a session of its own, so that all its descendants can be found."""
+    """One `pysqlx-run`, or another command. It leads a session of its own, so that all its descendants can be found."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -90,14 +91,15 @@ def wait_gone(pids: list[int], timeout: float = 5.0) -> None:
 def started(
     cwd: Path,
     *arguments: str,
+    command: Sequence[str] = COMMAND,
     shell: str = ":",
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.STDOUT,
     **environment: str,
 ) -> Iterator[Run]:
-    """A run in `cwd` with `arguments`, begun by a shell that does `shell` first. At the end nothing of it is left."""
+    """`command` with `arguments` in `cwd`, begun by a shell that does `shell` first. At the end nothing is left."""
     process = subprocess.Popen(
-        ["sh", "-c", f'{shell}; exec "$@"', "sh", *COMMAND, *arguments],
+        ["sh", "-c", f'{shell}; exec "$@"', "sh", *command, *arguments],
         cwd=cwd,
         env=run_environment(cwd, environment),
         stdin=subprocess.DEVNULL,
@@ -123,6 +125,27 @@ def finished(cwd: Path, *arguments: str, shell: str = ":", **environment: str) -
     with started(cwd, *arguments, shell=shell, stderr=subprocess.PIPE, **environment) as run:
         stdout, stderr = run.process.communicate(timeout=TIMEOUT)
         return run.wait(), stdout.decode().splitlines(), stderr.decode().splitlines()
+
+
+def ctl(directory: Path, *arguments: str, stdout: int = subprocess.PIPE) -> tuple[int, str, str]:
+    """The exit status, the output and the errors of `pysqlx-ctl`."""
+    environment = run_environment(directory, {"COLUMNS": "300"})
+    done = subprocess.run(
+        [*CTL, *arguments], env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=20, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextmanager
+def coordinating(directory: Path, *options: str, **environment: str) -> Iterator[tuple[Run, str]]:
+    """A `pysqlx-ctl coordinator`, and its address. At the end TERM ends it, unless it has ended."""
+    with started(directory, "coordinator", *options, command=CTL, **environment) as run:
+        variable, _, address = run.line().partition("=")
+        assert variable == "PYSQLX_COORDINATOR"
+        yield run, address
+        if run.process.poll() is None:
+            run.process.terminate()
+            assert run.wait() == 0, run.rest()
 
 
 @contextmanager

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 
-from .runs import run_environment, started
+from .runs import ctl, started
 
 HOLDS = """
 import sys, time
@@ -20,14 +17,6 @@ with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, max_size=4) as pool, pool
     print("up", flush=True)
     time.sleep(60)
 """
-
-
-def ctl(directory: Path, *arguments: str, stdout: int = PIPE) -> tuple[int, str, str]:
-    """The exit status, the output and the errors of `pysqlx-ctl`."""
-    command = [sys.executable, "-m", "pysqlx_engine.workers.ctl", *arguments]
-    environment = run_environment(directory, {"COLUMNS": "300"})
-    done = subprocess.run(command, env=environment, stdout=stdout, stderr=PIPE, text=True, timeout=20, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def script(directory: Path) -> str:
