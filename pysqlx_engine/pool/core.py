@@ -317,8 +317,12 @@ class PoolCore:
     def _told_all(self) -> bool:
         """Whether one more waiter is no news for the budget, see `_is_news`."""
         told = self._told
-        most = self.budget_size if self.ceiling is None else self.ceiling + 1
-        return told.want + len(self.opening) >= MAX_OPENING and told.in_use + told.waiting >= most
+        return told.want + len(self.opening) >= MAX_OPENING and told.in_use + told.waiting >= self._enough
+
+    @property
+    def _enough(self) -> int:
+        """More than the whole budget, or more than one above our ceiling, makes no difference to the budget."""
+        return self.budget_size if self.ceiling is None else self.ceiling + 1
 
     def refusal(self) -> PoolError:
         """Why nobody gets a connection."""
@@ -347,8 +351,14 @@ class PoolCore:
             waiter = self._hand_over(conn)
             return waiter if self.waiters or not self._told.want else self._plan(Effects(wake=[waiter]))
         over = self._holds_too_many()
+        keep = reusable and not over
+        if keep and self.waiters and not conn.retire and self.state is _OPEN and not self.spare:
+            waiter = self._hand_over(conn)
+            # Under a ceiling, too, a plan would come to the same end where it is known already how many wait.
+            many = len(self.waiters) >= MAX_OPENING and len(self.in_use) + len(self.waiters) >= self._enough
+            return waiter if many and self._told_all else self._plan(Effects(wake=[waiter]))
         self.in_use.remove(conn)
-        return self._keep_or_close(conn, keep=reusable and not over)
+        return self._keep_or_close(conn, keep=keep)
 
     def doubt(self) -> Effects:
         """A connection was found dead while it was used: those that are idle may be dead as well."""
@@ -612,8 +622,7 @@ class PoolCore:
         if told.want and not demand.want:
             return True
         if told.want or self.ceiling is not None:
-            # More than the whole budget, or more than one above our ceiling, makes no difference any more.
-            most = self.budget_size if self.ceiling is None else self.ceiling + 1
+            most = self._enough
             return min(most, demand.in_use + demand.waiting) != min(most, told.in_use + told.waiting)
         return False
 

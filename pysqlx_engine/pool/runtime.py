@@ -464,7 +464,7 @@ class PoolRuntime:
         except (PoolError, PySQLXError, TimeoutError) as error:  # somebody else is asked then
             logger.debug("Pool: %s could not end sessions of dead processes: %s", self.config.name, error)
             return
-        if budget is not None and gone:
+        if budget is not None:
             budget.ended(gone)
 
     def tell_demand(self) -> Demand:

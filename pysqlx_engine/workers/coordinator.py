@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import select
 import signal
 import sys
 import time
@@ -87,6 +88,8 @@ class Coordinator:
         self.identity = host_identity()
         self._pidfds: dict[MemberId, int] = {}
         self._by_pidfd: dict[int, MemberId] = {}
+        self._deaths = select.epoll()
+        """Readable when a process has died. Thousands of descriptors in the poller would be looked at in each turn."""
         self._questions: list[_Status] = []
         self._stopping = False
         self._context = zmq.Context()
@@ -108,6 +111,7 @@ class Coordinator:
         self._control = ControlServer(directory.control, self._answer)
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._control.fileno(), zmq.POLLIN)
+        self._poller.register(self._deaths.fileno(), zmq.POLLIN)
         self._core = CoordinatorCore(
             secrets.randbits(32) | 1,
             config.max_size,
@@ -128,17 +132,20 @@ class Coordinator:
         self._poller.register(wake_fd, zmq.POLLIN)
         while not self._stopping:
             ready = self._poller.poll(self._timeout())
-            # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
-            dead = [self._by_pidfd[source] for source, _ in ready if source in self._by_pidfd]
             self._core.now = time.monotonic()
+            deaths = False
             for source, _ in ready:
                 if source is self._router:
                     self._receive(AT_ONCE)
+                elif source == self._deaths.fileno():
+                    deaths = True
                 elif source == self._control.fileno():
                     self._control.handle_readable()
                 elif source == wake_fd:
                     os.read(wake_fd, 4096)
-            if dead:
+            if deaths:
+                # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
+                dead = [self._by_pidfd[pidfd] for pidfd, _ in self._deaths.poll(0)]
                 self._receive(UNREAD)  # what they had still said comes first
                 for member in dead:
                     self._core.died(member)
@@ -236,14 +243,14 @@ class Coordinator:
         if start_time(pid) != started:
             os.close(pidfd)
             return False
-        self._poller.register(pidfd, zmq.POLLIN)
+        self._deaths.register(pidfd, select.EPOLLIN)
         self._by_pidfd[pidfd] = name
         self._pidfds[name] = pidfd
         return True
 
     def forget(self, name: MemberId) -> None:
         pidfd = self._pidfds.pop(name)
-        self._poller.unregister(pidfd)
+        self._deaths.unregister(pidfd)
         del self._by_pidfd[pidfd]
         os.close(pidfd)
         for question in self._questions:

@@ -58,8 +58,6 @@ class Member:
     """Numbers of the last packets of this session."""
     worker: int | None = None
     restarts: int = 0
-    answer: bool = False
-    """Whether it has to hear that it was heard."""
     lost_at: float = float("-inf")
 
 
@@ -85,6 +83,8 @@ class Fleet:
     _learning_due: float | None = None
     _term_due: float | None = None
     """Before that no member's term ends: signs of life only move it further."""
+    _unanswered: dict[MemberId, None] = field(default_factory=dict)
+    """Members of other hosts that have to hear that they were heard."""
     _missing: dict[MemberId, int] = field(default_factory=dict)
     """Members whose session lacks a packet, and that are to be told so a moment after the last time."""
     _expired: dict[MemberId, int] = field(default_factory=dict)
@@ -232,7 +232,8 @@ class Fleet:
         else:
             member.taken = packet.number
             member.heard = self._now
-            member.answer = not member.local
+            if not member.local:
+                self._unanswered[name] = None
             for message in packet.messages:
                 self.ledger.take(name, message, local=member.local)
 
@@ -250,7 +251,8 @@ class Fleet:
     def say(self) -> list[tuple[MemberId, FromCoordinator]]:
         """What has to be sent, in order, after the journal was written."""
         said, self._outbox = self._outbox, []
-        messages: dict[MemberId, list[ToPool]] = {name: [] for name, member in self.members.items() if member.answer}
+        messages: dict[MemberId, list[ToPool]] = {name: [] for name in self._unanswered}
+        self._unanswered.clear()
         for name, message in self.ledger.outbox:
             messages.setdefault(name, []).append(message)
         self.ledger.outbox = []
@@ -258,7 +260,6 @@ class Fleet:
             member = self.members.get(name)
             if member is None or not member.session:
                 continue  # it is dead, or will state what it holds
-            member.answer = False
             for start in range(0, len(of_one) or 1, MOST_MESSAGES):
                 member.sent += 1
                 part = of_one[start : start + MOST_MESSAGES]

@@ -123,6 +123,8 @@ class Orphan:
     asked: list[PoolKey] = field(default_factory=list)
     """The pools that were asked to end its session, the last one last."""
     asked_at: float | None = None
+    seen_at: float = 0.0
+    """When somebody looked last and the server still had it."""
 
 
 @dataclass(slots=True)
@@ -483,13 +485,18 @@ class Ledger:
         self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
 
     def ended(self, key: PoolKey, leases: Iterable[Lease]) -> None:
-        """A pool that was asked says that the server has none of these sessions any more."""
+        """A pool that was asked has looked: of those it was asked about the server has none of `leases` any more, and
+        still has the others."""
         found = self._find(key)
-        for lease in leases if found is not None else ():
-            assert found is not None
-            orphan = found[0].quarantined.get(lease)
-            if orphan is not None and key in orphan.asked:
-                self.gone(found[0].database, lease)
+        gone = set(leases)
+        for orphan in list(found[0].quarantined.values()) if found is not None else ():
+            if key not in orphan.asked:
+                continue
+            if orphan.held.lease in gone:
+                assert found is not None
+                self.gone(found[0].database, orphan.held.lease)
+            elif key == orphan.asked[-1]:
+                orphan.seen_at = self.now
 
     # -- the decision ---------------------------------------------------------------------------------------------
 
@@ -497,8 +504,10 @@ class Ledger:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
         if not self.granting:
             return
-        if budget.short:
-            starving = [pool for pool in budget.wanting.values() if pool.starves]
+        starving = [pool for pool in budget.wanting.values() if pool.starves]
+        if not budget.pressed and 0 <= sum(pool.lacks for pool in starving) <= budget.free:
+            self._grant(budget, starving, _as_many_as_wanted)  # the usual case: there is enough for everybody
+        elif budget.short:
             targets = self._targets(budget)
             if budget.pressed or sum(pool.lacks for pool in starving) > budget.free:
                 self._set_ceilings(budget, targets)  # first: a grant above its old ceiling would be given back
@@ -615,3 +624,7 @@ class Ledger:
     @property
     def under_pressure(self) -> bool:
         return any(budget.pressed or budget.short for budget in self.budgets.values())
+
+
+def _as_many_as_wanted(pool: Pool) -> int:
+    return MOST

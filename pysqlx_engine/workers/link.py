@@ -38,6 +38,8 @@ class Link(Membership):
         super().__init__(_identity(), random.Random())  # not the module's: what users seed is theirs
         self._endpoint = endpoint
         self._stopping = False
+        self._woken = False
+        """Whether the thread was told to look, and has not begun to."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -47,7 +49,10 @@ class Link(Membership):
     # -- called by pools, from any thread -------------------------------------------------------------------------
 
     def flush(self) -> None:
-        with suppress(BlockingIOError):  # full: then the thread has reason enough to wake
+        if self._woken:
+            return  # it has not looked yet, and will find what was posted
+        self._woken = True
+        if threading.get_ident() != self._thread.ident:  # our own thread looks again by itself
             os.write(self._wake_write, b"\0")
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
@@ -63,7 +68,7 @@ class Link(Membership):
     def stop(self) -> None:
         """Send what is queued, then end the thread."""
         self._stopping = True
-        self.flush()
+        os.write(self._wake_write, b"\0")
         self._thread.join(2.0)
 
     # -- the thread -----------------------------------------------------------------------------------------------
@@ -101,10 +106,13 @@ class Link(Membership):
                             os.read(self._wake_read, 65536)
                     if socket in ready:
                         self._receive_all(socket)
+                    self._woken = False  # before it looks: what is posted from here on wakes it again
                     self._send(socket)
                 socket.disable_monitor()
 
     def _timeout(self) -> int | None:
+        if self._woken:
+            return 0
         due = self.due()
         return None if due is None else max(0, round((due - self.now()) * 1000 + 0.5))
 

@@ -97,7 +97,8 @@ class Detach(msgspec.Struct, tag="detach", array_like=True, frozen=True):
 
 
 class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
-    """The server has none of these sessions any more: the answer to `End`."""
+    """The answer to `End`: somebody has looked, the server has none of these sessions any more, and still has the
+    others."""
 
     pool: int
     leases: list[Lease]

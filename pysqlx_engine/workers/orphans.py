@@ -16,6 +16,8 @@ POLL = (0.002, 0.02)
 """Seconds between two looks at the kernel's connections: at first, and growing to the second."""
 ROLLBACK_GRACE = 1.0
 """Seconds that a MySQL server gets to roll back where nobody can look whether it has."""
+LOOK_PATIENCE = 5.0
+"""The same where somebody has a connection, but nobody has looked for so long."""
 END_AFTER = 0.01
 """Seconds that the server gets to notice by itself that its client is gone, before it is told."""
 UNNAMED = 150.0
@@ -95,9 +97,10 @@ class Orphans:
         sessions only, by whoever has a connection. Where nobody has one, somebody gets one after a grace time, and
         looks after the rest."""
         closed_at = self._closed.setdefault(orphan.held.lease, now)
-        if any(pool.held and not pool.silent for pool in budget.pools.values()):
-            return False  # `Ended` will tell
-        return now - closed_at >= ROLLBACK_GRACE
+        if not any(pool.held and not pool.silent for pool in budget.pools.values()):
+            return now - closed_at >= ROLLBACK_GRACE
+        # `Ended` will tell, unless all connections are in use for so long, perhaps by who waits for this very lease.
+        return now - max(closed_at, orphan.seen_at) >= LOOK_PATIENCE
 
     def _is_gone(
         self,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-EVENTS = 400_000
+EVENTS = 600_000
 """After so many events without a failure a mutant counts as alive."""
 
 
@@ -85,6 +85,7 @@ MUTANTS = (
         "workers/orphans.py",
         "now - orphan.since >= UNNAMED",
         "now - orphan.since >= 0",
+        "slow",
     ),
     # the wire
     Mutant(
@@ -113,6 +114,7 @@ MUTANTS = (
         "workers/membership.py",
         "            self._hello_again()  # what is between was perhaps a lease\n            return\n",
         "            pass\n",
+        "storm",
     ),
     Mutant(
         "a hello without an answer is said again",
