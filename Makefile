@@ -41,7 +41,7 @@ layers: $(STAMP) ## imports point one way
 soak: $(STAMP) ## the pool in trouble for minutes, and every outcome at every await (10 min)
 	$(BIN)/python -m pytest -m long tests/pool
 
-bench: $(STAMP) ## ratios to other pools and to 0.3.2 on one PostgreSQL; BENCH="--quick --only query" (10 min)
+bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a fleet; BENCH="--quick --only query" (20 min)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv and everything built
