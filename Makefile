@@ -44,7 +44,13 @@ soak: $(STAMP) ## the pool in trouble for minutes, and every outcome at every aw
 chaos: $(STAMP) ## a run whose processes are killed and stopped at random for a minute on each server (3 min)
 	$(BIN)/python -m pytest -s -m long tests/workers/test_chaos.py
 
-bench: $(STAMP) ## ratios to other pools and to 0.3.2 on one PostgreSQL; BENCH="--quick --only query" (10 min)
+simulate: $(STAMP) ## a simulated fleet until you stop it, or something breaks; SIMULATE="--minutes 10", "--seed 4711"
+	$(BIN)/python -m tests.simulation $(SIMULATE)
+
+mutants: $(STAMP) ## break each rule that keeps the budget once: the simulation has to notice (3 min)
+	$(BIN)/python -m tests.simulation.mutants
+
+bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a fleet; BENCH="--quick --only query" (20 min)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv and everything built

@@ -1,1 +1,4 @@
-"""How fast the pool is, as ratios to its peers: `make bench`, or `python -m benchmarks --help`."""
+"""How fast the pool is, as ratios to its peers, and what a fleet of processes costs.
+
+`make bench`, or `python -m benchmarks --help`.
+"""

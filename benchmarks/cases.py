@@ -1,15 +1,28 @@
-"""What is compared with whom, and the ratio that ours may have."""
+"""What is compared with whom, and the ratio, or the figure, that ours may have."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+SCALES = {
+    "us": 1e6,
+    "ms": 1e3,
+    "x the bound": 1.0,
+    "MB": 1e-6,
+    "% of a core": 100.0,
+    "queries/s": 1.0,
+    "grants/s": 1.0,
+}
+"""What the worker's figure, in seconds, bytes and the like, is multiplied with to be in a unit."""
+RATES = {"queries/s", "grants/s"}
+"""Units of which more is better."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     peer: str
     limit: float | None = None
-    """The most that ours / peer may be. None: shown without a target."""
+    """The most that ours / peer may be; the least, where the case is a rate. None: shown without a target."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +30,22 @@ class Case:
     name: str
     title: str
     unit: str
-    scale: float
-    """What the worker's figure is multiplied with to be in `unit`."""
     comparisons: tuple[Comparison, ...]
     limit: float | None = None
-    """The most that our own figure may be, where it is a ratio itself."""
+    """The most that our own figure may be, in `unit`, where it has a target itself; the least, where it is a rate."""
     slow: bool = False
     """Takes long however little is measured: fewer rounds, and the peers, which have no target here, in one only."""
+    module: str | None = None
+    """The worker that measures everybody in this case. None: each peer's own."""
+
+    @property
+    def scale(self) -> float:
+        return SCALES[self.unit]
+
+    @property
+    def rate(self) -> bool:
+        """Whether more is better: every limit is a floor."""
+        return self.unit in RATES
 
     @property
     def peers(self) -> list[str]:
@@ -36,11 +58,11 @@ def _case(
     unit: str,
     limit: float | None = None,
     slow: bool = False,
+    module: str | None = None,
     **peers: float | None,
 ) -> Case:
-    scale = {"us": 1e6, "ms": 1e3, "x the bound": 1.0}[unit]
-    comparisons = tuple(Comparison(peer, most) for peer, most in peers.items())
-    return Case(name, title, unit, scale, comparisons, limit, slow)
+    comparisons = tuple(Comparison(peer, limit) for peer, limit in peers.items())
+    return Case(name, title, unit, comparisons, limit, slow, module)
 
 
 CASES = (
@@ -80,4 +102,25 @@ CASES = (
     ),
     _case("sleeps-sync", "a query of 5 ms, 32 threads on 32 connections", "us", old=1 / 20),
     _case("import", "import of the package", "ms", old=0.7),
+    _case(
+        "fleet-queries", "SELECT 1, 4 processes, 20 connections in all", "queries/s",
+        module="fleet_queries", fixed=0.97, pgbouncer=1.3,
+    ),
+    _case(
+        "fleet-takeover", "8 connections taken over from idle processes", "ms",
+        module="fleet_takeover", reopening=2.0,
+    ),
+    _case("fleet-kill", "kill -9 to the leases' re-grant, p99", "ms", limit=50.0, module="fleet_kills"),
+    _case("fleet-grants", "leases, one a request, 8 processes", "grants/s", limit=20_000.0, module="fleet_grants"),
+    _case("fleet-grants-cpu", "the same in a second of the coordinator's own", "grants/s", module="fleet_grants"),
+    _case("fleet-latency", "request to grant at 10,000 grants/s, p99", "ms", limit=5.0, module="fleet_grants"),
+    _case("fleet-latency-half", "the same at half of what was reached, p99", "ms", module="fleet_grants"),
+    _case(
+        "fleet-memory", "coordinator of 1,000 processes, 10,000 leases", "MB",
+        limit=200.0, slow=True, module="fleet_scale",
+    ),
+    _case(
+        "fleet-idle", "the same while nothing changes", "% of a core",
+        limit=5.0, slow=True, module="fleet_scale",
+    ),
 )  # fmt: skip

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cases import Case
+
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".venv-bench"
@@ -29,6 +31,8 @@ class Peer:
     environment: str
     """Its folder under .venv-bench. Those that are part of this repository share one."""
     requirements: tuple[str, ...] = field(repr=False)
+    program: str | None = None
+    """What else it needs, which pip does not install: the name of a program and of its Debian package."""
 
     @property
     def python(self) -> Path:
@@ -48,18 +52,28 @@ class Peer:
         _run([*pip, *self.requirements], INSTALL_TIMEOUT)
         stamp.write_text(wanted)
 
+    def find_program(self) -> dict[str, str]:
+        """Its program with the version that this states, if it needs one. Raises PeerError when it is not there."""
+        if self.program is None:
+            return {}
+        found = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if found is None:
+            raise PeerError(f"there is no {self.program} (apt-get install {self.program})")
+        return {self.program: _run([found, "--version"], 60.0).split("\n")[0].rpartition(" ")[2]}
+
     def versions(self) -> dict[str, str]:
         """What is installed beside the tools that every environment has."""
         listed = _run([str(self.python), "-m", "pip", "--disable-pip-version-check", "list", "--format=json"], 60.0)
         packages = {package["name"].lower(): package["version"] for package in json.loads(listed)}
         return {name: version for name, version in packages.items() if name not in {"pip", "setuptools", "wheel"}}
 
-    def measure(self, case: str, uri: str, seconds: float) -> float:
+    def measure(self, case: Case, uri: str, seconds: float) -> float:
         """Its figure in `case`, from a process of its own. Raises PeerError."""
-        if case == "import":
+        if case.name == "import":
             command = ["-I", "-c", (HERE / "workers" / "importing.py").read_text()]
         else:
-            command = ["-m", f"workers.{self.name}", case, "--uri", uri, "--seconds", str(seconds)]
+            worker = [f"workers.{case.module}", self.name] if case.module else [f"workers.{self.name}"]
+            command = ["-m", *worker, case.name, "--uri", uri, "--seconds", str(seconds)]
         output = _run([str(self.python), *command], seconds + WORKER_GRACE)
         figure: float = json.loads(output.splitlines()[-1])["figure"]
         return figure
@@ -75,6 +89,9 @@ PEERS = {
         Peer("ours", "pysqlx_engine, this repository", "ours", _OURS),
         Peer("bare", "bare deque", "ours", _OURS),
         Peer("driver", "the driver alone", "ours", _OURS),
+        Peer("fixed", "a fixed part each", "ours", _OURS),
+        Peer("pgbouncer", "PgBouncer, session mode", "ours", _OURS, program="pgbouncer"),
+        Peer("reopening", "close and connect alone", "ours", _OURS),
         Peer("old", "pysqlx-engine 0.3.2", "old", ("pysqlx-engine==0.3.2",)),
         Peer("psycopg", "psycopg_pool", "psycopg", (_PSYCOPG, "psycopg-pool==3.3.3")),
         Peer("asyncpg", "asyncpg", "asyncpg", (_ASYNCPG,)),

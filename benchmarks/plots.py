@@ -15,6 +15,7 @@ PICTURES = {
     "query": ("Queries through the pool: shorter is better", ("query-", "rows-", "sleeps-")),
     "requests": ("1,000 requests that hold one of 30 connections for 0.1 to 0.5 s", ("requests-",)),
     "import": ("Import time: shorter is better", ("import",)),
+    "fleet": ("Several processes and one budget", ("fleet-queries", "fleet-takeover", "fleet-kill")),
 }
 
 
@@ -39,8 +40,12 @@ def write(directory: Path, series: Sequence[Series]) -> list[Path]:
 
 
 def _title(case: Case) -> str:
-    unit = "µs" if case.unit == "us" else case.unit
-    return f"{case.title} ({unit})" if case.limit is None else f"{case.title} ({unit}, dashed: {case.limit:g})"
+    notes = ["µs" if case.unit == "us" else case.unit]
+    if case.rate:
+        notes.append("longer is better")
+    if case.limit is not None:
+        notes.append(f"dashed: {case.limit:g}")
+    return f"{case.title} ({', '.join(notes)})"
 
 
 def _bar(series: Series) -> Bar:

@@ -11,7 +11,7 @@ from .running import Series
 
 @dataclass(frozen=True)
 class Ratio:
-    """One row: our figure next to a peer's. Without a peer, our figure is the ratio."""
+    """One row: our figure next to a peer's. Without a peer, our figure stands for itself."""
 
     case: str
     title: str
@@ -20,21 +20,31 @@ class Ratio:
     ours: float | None
     theirs: float | None
     ratio: float | None
-    """The median of the rounds' own ratios, ours / theirs; None when no round has both figures."""
+    """The median of the rounds' own ratios, ours / theirs; None when no round has both figures, or without a peer."""
     limit: float | None
+    """What the ratio, or without a peer our figure, may be at most, or has to be at least."""
+    floor: bool
+    """At least."""
     note: str
     """What went wrong, if anything did."""
 
     @property
+    def judged(self) -> float | None:
+        """What is compared with the limit."""
+        return self.ours if self.peer is None else self.ratio
+
+    @property
     def verdict(self) -> str:
-        if self.ratio is None:
+        if self.judged is None:
             return f"not run: {self.note}"
-        verdict = "" if self.limit is None else ("met" if self.ratio <= self.limit else "MISSED")
+        verdict = "" if self.limit is None else ("MISSED" if self.failed else "met")
         return f"{verdict} ({self.note})".lstrip() if self.note else verdict
 
     @property
     def failed(self) -> bool:
-        return self.ratio is None or (self.limit is not None and self.ratio > self.limit)
+        if self.judged is None or self.limit is None:
+            return self.judged is None
+        return self.judged < self.limit if self.floor else self.judged > self.limit
 
 
 def ratios(series: Sequence[Series]) -> list[Ratio]:
@@ -44,16 +54,17 @@ def ratios(series: Sequence[Series]) -> list[Ratio]:
     for case in dict.fromkeys(one.case for one in series):
         ours = found[case.name, "ours"]
         mine = _median(ours)
-        if case.limit is not None:
-            own = None if mine is None else mine / case.scale
-            rows.append(Ratio(case.name, case.title, case.unit, None, mine, None, own, case.limit, _note(ours)))
+        if case.limit is not None or not case.comparisons:
+            rows.append(
+                Ratio(case.name, case.title, case.unit, None, mine, None, None, case.limit, case.rate, _note(ours))
+            )
         for comparison in case.comparisons:
             peer = found[case.name, comparison.peer]
             both = [ours.figures[number] / peer.figures[number] for number in ours.figures.keys() & peer.figures.keys()]
             rows.append(
                 Ratio(
                     case.name, case.title, case.unit, peer.peer.title, mine, _median(peer),
-                    statistics.median(both) if both else None, comparison.limit, _note(ours, peer),
+                    statistics.median(both) if both else None, comparison.limit, case.rate, _note(ours, peer),
                 )
             )  # fmt: skip
     return rows

@@ -54,8 +54,13 @@ def install(series: Sequence[Series], say: Callable[[str], None]) -> dict[str, d
         except PeerError as error:
             problems[peer.environment] = f"not installed: {error}"
     for one in series:
-        if one.peer.environment in problems:
-            one.failures = [problems[one.peer.environment]] * (FAILURES_ALLOWED + 1)
+        problem = problems.get(one.peer.environment)
+        try:
+            versions.setdefault(one.peer.environment, {}).update(one.peer.find_program())
+        except PeerError as error:
+            problem = str(error)
+        if problem is not None:
+            one.failures = [problem] * (FAILURES_ALLOWED + 1)
     return versions
 
 
@@ -71,7 +76,7 @@ def run(plan: Plan, series: Sequence[Series], uri: str, say: Callable[[str], Non
                     continue
                 say(f"round {number + 1} of {rounds}: {case.name} {one.peer.name}")
                 try:
-                    one.figures[number] = one.peer.measure(case.name, uri, plan.seconds)
+                    one.figures[number] = one.peer.measure(case, uri, plan.seconds)
                 except PeerError as error:
                     one.failures.append(f"round {number + 1}: {error}")
 
@@ -81,7 +86,7 @@ def _warm_imports(series: Sequence[Series]) -> None:
     for one in series:
         if one.case.name == "import" and not one.failures:
             try:
-                one.peer.measure("import", "", 0.0)
+                one.peer.measure(one.case, "", 0.0)
             except PeerError:
                 continue
 

@@ -1,0 +1,79 @@
+"""How many leases one coordinator grants, and how long a grant takes, asked by eight processes one lease at a time."""
+
+from __future__ import annotations
+
+import time
+
+from .fleet import Coordinator, Leader, Member, main, percentile
+
+LINKS = 8
+BUDGET = 1000
+"""So many that nobody waits for what another has: what is measured is the coordinator, not the sharing."""
+TARGET = 20_000
+WARM_UP = 0.3
+
+
+def rate(uri: str, seconds: float) -> float:
+    with Leader() as leader:
+        _, links = _start(leader)
+        return _saturate(links, seconds)
+
+
+def rate_of_its_own(uri: str, seconds: float) -> float:
+    """Grants for each second that the coordinator itself computes, however little of a core the others leave it."""
+    with Leader() as leader:
+        coordinator, links = _start(leader)
+        _saturate(links, 0.0)
+        grants, before = 0.0, coordinator.cpu_seconds()
+        span = max(1.0, seconds)  # the kernel counts hundredths
+        grants = _saturate(links, span, warm_up=0.0) * span
+        return grants / (coordinator.cpu_seconds() - before)
+
+
+def latency(uri: str, seconds: float) -> float:
+    with Leader() as leader:
+        _, links = _start(leader)
+        _saturate(links, 0.0)
+        return _pace(links, TARGET / 2, seconds)
+
+
+def latency_at_half(uri: str, seconds: float) -> float:
+    with Leader() as leader:
+        _, links = _start(leader)
+        return _pace(links, _saturate(links, seconds) / 2, seconds)
+
+
+def _start(leader: Leader) -> tuple[Coordinator, list[Member]]:
+    coordinator = Coordinator(leader, BUDGET)
+    for _ in range(LINKS):
+        leader.start_module("fleet_thin", leader.path, coordinator.endpoint)
+    return coordinator, leader.members(LINKS)
+
+
+def _saturate(links: list[Member], seconds: float, warm_up: float = WARM_UP) -> float:
+    since = time.monotonic() + warm_up
+    for link in links:
+        link.say(do="saturate", since=since, until=since + seconds)
+    grants = sum(link.hear()["grants"] for link in links)
+    return float(grants / seconds) if seconds else 0.0
+
+
+def _pace(links: list[Member], per_second: float, seconds: float) -> float:
+    """The 99th percentile of the waits in seconds, while all links together ask so often, each in its own rhythm."""
+    pause = LINKS / per_second
+    start = time.monotonic() + 0.1
+    for number, link in enumerate(links):
+        since = start + pause * number / LINKS
+        link.say(do="pace", since=since, until=since + seconds, pause=pause)
+    return percentile([wait for link in links for wait in link.hear()["waits"]], 99)
+
+
+if __name__ == "__main__":
+    main(
+        {
+            ("ours", "fleet-grants"): rate,
+            ("ours", "fleet-grants-cpu"): rate_of_its_own,
+            ("ours", "fleet-latency"): latency,
+            ("ours", "fleet-latency-half"): latency_at_half,
+        }
+    )
