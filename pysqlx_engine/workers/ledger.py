@@ -99,10 +99,6 @@ class Pool:
         return max(0, self.demand.want - (self.granted - self.received))
 
     @property
-    def starves(self) -> bool:
-        return self.demand.waiting > 0 and self.lacks > 0
-
-    @property
     def claimed(self) -> int:
         """What it uses, used just now, and waits for. Of a pool that has no reason to keep us up to date: all it
         holds."""
@@ -137,7 +133,7 @@ class Budget:
     """Who stated the size: a pool's name, "operator", or None while it is only the default."""
     pools: dict[PoolKey, Pool] = field(default_factory=dict)
     wanting: dict[PoolKey, Pool] = field(default_factory=dict)
-    """Those of `pools` that said they want more."""
+    """Those of `pools` that lack something."""
     ceilings: dict[PoolKey, None] = field(default_factory=dict)
     """Those of `pools` that have a ceiling."""
     quarantined: dict[Lease, Orphan] = field(default_factory=dict)
@@ -168,7 +164,7 @@ class Budget:
 
     @property
     def starving(self) -> bool:
-        return any(pool.starves for pool in self.wanting.values())
+        return any(pool.demand.waiting for pool in self.wanting.values())
 
     @property
     def short(self) -> bool:
@@ -419,14 +415,16 @@ class Ledger:
         budget, pool = found
         if demand.waiting and not pool.demand.waiting:
             self._queue_up(pool)
-        self._set_demand(budget, pool, Demand(*(max(0, min(number, MOST)) for number in demand)))
         pool.received = max(0, min(received, pool.granted))
+        if min(demand) < 0 or max(demand) > MOST:
+            demand = Demand(*(max(0, min(number, MOST)) for number in demand))
+        self._set_demand(budget, pool, demand)
         pool.current = pool.ceiling is not None or demand.waiting > 0
         self._balance(budget)
 
     def _set_demand(self, budget: Budget, pool: Pool, demand: Demand) -> None:
         pool.demand = demand
-        if demand.want:
+        if pool.lacks:
             budget.wanting[pool.key] = pool
         else:
             budget.wanting.pop(pool.key, None)
@@ -502,9 +500,9 @@ class Ledger:
 
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
-        if not self.granting:
+        if not self.granting or not (budget.wanting or budget.ceilings or budget.free < 0):
             return
-        starving = [pool for pool in budget.wanting.values() if pool.starves]
+        starving = [pool for pool in budget.wanting.values() if pool.demand.waiting]
         if not budget.pressed and 0 <= sum(pool.lacks for pool in starving) <= budget.free:
             self._grant(budget, starving, _as_many_as_wanted)  # the usual case: there is enough for everybody
         elif budget.short:
@@ -543,6 +541,8 @@ class Ledger:
             pool.granted += 1
             self.records.append(Record("granted", budget.database, pool.key, held))
             granted.setdefault(pool.key, []).append(held.lease)
+            if not pool.lacks:
+                budget.wanting.pop(pool.key, None)
         for (member, pool_id), leases in granted.items():
             self.outbox.append((member, Granted(pool_id, leases, budget.charged)))
 
@@ -576,7 +576,7 @@ class Ledger:
     def _warm_up(self, budget: Budget) -> None:
         """Opening towards `min_size` is no right: only while nobody waits, from what is free, and not beyond an equal
         part. Whoever asks gets an answer at once, because its `start()` waits for it."""
-        asking = [pool for pool in budget.wanting.values() if pool.lacks > 0 and not pool.demand.waiting]
+        asking = [pool for pool in budget.wanting.values() if not pool.demand.waiting]
         if not asking:
             return
         if not budget.starving:
