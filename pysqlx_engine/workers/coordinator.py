@@ -306,6 +306,8 @@ class Coordinator:
                 "idle": sum(pool.demand.idle for pool in budget.pools.values()),
                 "waiting": sum(pool.demand.waiting for pool in budget.pools.values()),
                 "quarantined": len(budget.quarantined),
+                "let_go": budget.let_go,
+                "longest_let_go": round(budget.longest, 4),
                 **_states(budget),
             }
             for budget in self._core.ledger.budgets.values()

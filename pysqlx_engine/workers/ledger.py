@@ -143,6 +143,9 @@ class Budget:
     """How many of `pools` are of other hosts."""
     lost: int = 0
     """How many of `quarantined` are of other hosts."""
+    let_go: int = 0
+    longest: float = 0.0
+    """Sessions of dead processes that the server has let go of, and the most seconds that one took."""
     exceeded: bool = False
     """Whether more was claimed than there is, and that was said."""
 
@@ -380,6 +383,8 @@ class Ledger:
         orphan = budget.absolve(lease) if budget is not None else None
         if budget is None or orphan is None:
             return
+        budget.let_go += 1
+        budget.longest = max(budget.longest, self.now - orphan.since)
         self._record_returned(budget, orphan.key, [orphan.held])
         self._balance(budget)
         self._forget_if_unused(budget)
