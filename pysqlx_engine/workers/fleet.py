@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from .ledger import LOOK_AGAIN, Ledger, MemberId
 from .membership import MARGIN
 from .messages import (
-    VERSION,
     CoordinatorPacket,
     FromCoordinator,
     Hello,
@@ -36,6 +35,8 @@ RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
 LOST_AGAIN = 0.2
 """Seconds between two requests to say `Hello` again: more would be answered as often."""
+STRANGERS = 1_000
+"""Senders that are no members, whose last answer is remembered."""
 MOST_MESSAGES = 500
 """In one packet, so that it stays below the size that is accepted."""
 
@@ -61,6 +62,10 @@ class Member:
     answer: bool = False
     """Whether it has to hear that it was heard."""
     lost_at: float = float("-inf")
+    peer: int | None = None
+    """The pid that the kernel says is at the other end of its connection, where it says so."""
+    missed: bool = False
+    """Whether something could not be sent to it: it has to say hello again."""
 
 
 @dataclass(slots=True)
@@ -83,6 +88,8 @@ class Fleet:
     _relax_due: float | None = None
     _look_due: float | None = None
     _learning_due: float | None = None
+    _answered: dict[MemberId, float] = field(default_factory=dict)
+    """When somebody who is no member got an answer."""
     _expired: dict[MemberId, int] = field(default_factory=dict)
     """The last session of members that were taken for dead, as long as leases of theirs are quarantined."""
 
@@ -100,6 +107,7 @@ class Fleet:
         """When `tick` has something to do; call it after each event as well."""
         times = [self._relax_due, self._look_due, self._learning_due]
         times += [_term_ends(member) for member in self.members.values() if not member.local]
+        times += [member.lost_at + LOST_AGAIN for member in self.members.values() if member.missed]
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
@@ -114,6 +122,9 @@ class Fleet:
             if not member.local and now >= _term_ends(member):
                 self.notices.append(f"process {name} was not heard for {now - member.heard:.1f} s; counted as dead")
                 self.died(name)
+        for name, member in self.members.items():
+            if member.missed:
+                self._ask_for_hello(name, member, member.session)
         if not ledger.under_pressure:
             self._look_due = None
         elif self._look_due is None:
@@ -147,18 +158,17 @@ class Fleet:
 
     # -- members come and go --------------------------------------------------------------------------------------
 
-    def hello(self, name: MemberId, hello: Hello, *, local: bool) -> None:
-        """A process joins, or says anew all that it holds. `local`: its death will be told by `died`."""
-        if hello.version != VERSION:
-            self.refuse(name, f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}")
-            return
+    def hello(self, name: MemberId, hello: Hello, *, local: bool, peer: int | None = None) -> bool:
+        """A process joins, or says anew all that it holds. `local`: its death will be told by `died`. False: it is
+        late, or a copy."""
         member = self.members.get(name)
         last = member.session if member is not None else self._expired.get(name, 0)
         if hello.session <= last:
             self.dropped += 1
-            return
+            return False
         if member is None:
             member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now)
+            self._answered.pop(name, None)
             self.joined.append((name, member))
             if local:
                 # A process has one link. That its pid has another member means that it has replaced itself (execv): the
@@ -169,6 +179,7 @@ class Fleet:
         self._expired.pop(name, None)
         member.session, member.taken, member.sent = hello.session, 0, 0
         member.heard = self._now
+        member.peer, member.missed = peer, False
         member.worker, member.restarts = hello.worker, hello.restarts
         self.expected.discard(name)
         # What could not be said yet is of before: what it claims now is what it holds.
@@ -176,9 +187,27 @@ class Fleet:
         self._outbox = [(to, message) for to, message in self._outbox if to != name]
         self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else TERM)))
         self.ledger.rejoined(name, hello.pools, local=member.local)
+        return True
 
     def refuse(self, name: MemberId, reason: str) -> None:
-        self._outbox.append((name, Unwelcome(self.epoch, reason)))
+        if self._may_answer(name):
+            self._outbox.append((name, Unwelcome(self.epoch, reason)))
+
+    def _may_answer(self, name: MemberId) -> bool:
+        """Whether one who is no member gets an answer now: what is sent to one who never reads stays with us."""
+        if self._now - self._answered.get(name, float("-inf")) < LOST_AGAIN:
+            return False
+        if len(self._answered) >= STRANGERS:
+            self._answered.clear()
+        self._answered[name] = self._now
+        return True
+
+    def unsent(self, name: MemberId) -> None:
+        """So much waits for a process already, that nothing more could be sent to it: it is stopped, or does not read.
+        It gets no more until it has said `Hello` again."""
+        member = self.members.get(name)
+        if member is not None:
+            member.missed = True
 
     def died(self, name: MemberId) -> None:
         """The kernel says that a process is dead, or its term has ended."""
@@ -195,7 +224,7 @@ class Fleet:
 
     def packet(self, name: MemberId, packet: ProcessPacket) -> None:
         member = self.members.get(name)
-        if member is None or packet.session > member.session:
+        if member is None or packet.session > member.session or member.missed:
             self._lost(name, member, packet.session)  # its hello did not reach us
         elif packet.epoch != self.epoch or packet.session < member.session or packet.number <= member.taken:
             self.dropped += 1  # late, or a copy
@@ -210,10 +239,15 @@ class Fleet:
 
     def _lost(self, name: MemberId, member: Member | None, session: int) -> None:
         self.dropped += 1
+        self._ask_for_hello(name, member, session)
+
+    def _ask_for_hello(self, name: MemberId, member: Member | None, session: int) -> None:
         if member is not None:
             if self._now - member.lost_at < LOST_AGAIN:
                 return
             member.lost_at = self._now
+        elif not self._may_answer(name):
+            return
         self._outbox.append((name, Lost(self.epoch, session)))
 
     # -- what is said to them -------------------------------------------------------------------------------------
@@ -227,7 +261,7 @@ class Fleet:
         self.ledger.outbox = []
         for name, of_one in messages.items():
             member = self.members.get(name)
-            if member is None or not member.session:
+            if member is None or not member.session or member.missed:
                 continue  # it is dead, or will state what it holds
             member.answer = False
             for start in range(0, len(of_one) or 1, MOST_MESSAGES):
