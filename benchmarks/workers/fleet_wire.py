@@ -26,7 +26,7 @@ class SimulatedLink(Membership):
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, pid: int, wanted: int) -> None:
-        super().__init__(Identity(pid, start_time(pid) or 0, host_identity()), random.Random())
+        super().__init__(Identity(pid, start_time(pid) or 0, host_identity(), f"{pid}-simulated"), random.Random())
         self.wanted = wanted
         self.leases: list[Lease] = []
         self.socket = context.socket(zmq.DEALER)

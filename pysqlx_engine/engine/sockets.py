@@ -116,12 +116,12 @@ class Connection(NamedTuple):
 def tcp_state(address: Endpoints) -> Tcp | None:
     """The state of the TCP connection between two endpoints of this network namespace; None when there is none, and
     where the kernel does not answer such questions."""
-    (local, local_port), (remote, remote_port) = _split(address[0]), _split(address[1])
     try:
+        (local, local_port), (remote, remote_port) = _split(address[0]), _split(address[1])
         for found in _ask(_family(local), 0xFFFFFFFF, _sockid(local, local_port, remote, remote_port), 0):
             # A listening socket is the kernel's next best answer for a server's address.
             return None if found.state == Tcp.LISTEN else found.state
-    except OSError:
+    except (OSError, ValueError, struct.error):  # what a process says of its connection need not be an address
         pass
     return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import select
 import signal
@@ -35,13 +36,13 @@ from .messages import (
     FromCoordinator,
     LeaseState,
     ProcessPacket,
-    Unwelcome,
     decode_from_process,
     encode,
+    shown,
     version_of,
 )
 from .process import start_time
-from .rates import RateBound
+from .rates import BYTES, LogBound, RateBound, work
 from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
 UNREAD = 1000
 """Messages of one process that are taken from its connection before they are looked at: the rest stays with it."""
+UNSENT = 10_000
+"""Packets that wait for one process that does not read. One that misses any says `Hello` again."""
+MOST_CLAIMS = 1_000
+"""Databases for which other coordinators are looked for: each takes a descriptor."""
 AT_ONCE = 50
 """Messages that are looked at before something is sent, and somebody else gets a turn."""
 
@@ -85,7 +90,12 @@ class Coordinator:
         self._databases: set[str] = set()
         """Those that had a budget when it was last looked at."""
         self._rates = RateBound()
+        self._unread = LogBound()
+        """Lines about what could not be read."""
         self.identity = host_identity()
+        self._routes: dict[MemberId, bytes] = {}
+        self._names: dict[bytes, MemberId] = {}
+        """The connection of each member, and whose it is. ZeroMQ gives each a name that nobody else can take."""
         self._pidfds: dict[MemberId, int] = {}
         self._by_pidfd: dict[int, MemberId] = {}
         self._deaths = select.epoll()
@@ -96,11 +106,10 @@ class Coordinator:
         self._poller = zmq.Poller()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that reconnects is the same process
         self._router.setsockopt(zmq.LINGER, 0)
-        # No limit: a lease that is dropped on the way to a stopped process would be lost. What can pile up is bounded,
-        # because a process is granted nothing while it does not answer.
-        self._router.setsockopt(zmq.SNDHWM, 0)
+        # More than a process that was stopped for long finds when it goes on. What one that never reads has us keep for
+        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.unsent`.
+        self._router.setsockopt(zmq.SNDHWM, UNSENT)
         self._router.setsockopt(zmq.RCVHWM, UNREAD)
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         mask = os.umask(0o177)
@@ -180,58 +189,69 @@ class Coordinator:
         databases = set(self._core.ledger.budgets)
         for database in self._databases - databases:
             self._claims.release(database)
-        for database in databases - self._databases:
+        room = max(0, MOST_CLAIMS - len(self._databases & databases))
+        for database in sorted(databases - self._databases)[:room]:
             try:
                 other = self._claims.claim(database)
             except (OSError, RunDirectoryError) as error:
-                logger.warning("cannot look for other runs that use %s: %s", database, error)
+                logger.warning("cannot look for other runs that use %s: %s", shown(database), error)
                 continue
             if other is not None:
                 logger.warning(
                     "WARNING: the run %s has a budget for %s too: the two add up. Let its processes join this "
                     "coordinator, or these the other (PYSQLX_COORDINATOR).",
-                    other, database,
+                    other, shown(database),
                 )  # fmt: skip
         self._databases = databases
 
     def _send(self, member: MemberId, message: FromCoordinator) -> None:
-        # Fails only for a process that is gone: its death is told by its pidfd, and one that comes back says hello.
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart([member.encode(), encode(message)], zmq.NOBLOCK)
+        try:
+            self._router.send_multipart([self._routes.get(member) or _route(member), encode(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            self._core.unsent(member)
+        except zmq.ZMQError:
+            pass  # it is gone: its death is told by its pidfd, and one that comes back says hello
 
     # -- processes ------------------------------------------------------------------------------------------------
 
     def _receive(self, most: int) -> None:
         for _ in range(most):
             try:
-                identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+                first, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if not self._rates.allows(identity, sum(map(len, frames)), self._core.now):
-                if self._rates.first_refusal(identity):
-                    logger.warning("%r sends more than it may: the rest is dropped", identity)
+            route, peer = first.bytes, _peer(frames)
+            # By process, where the kernel tells it: connections can be had as many as one likes.
+            payer = route if peer is None else b"%d" % peer
+            if not self._rates.allows(payer, sum(map(len, frames)) + BYTES * (len(frames) - 1), self._core.now):
+                if self._rates.first_refusal(payer):
+                    self._say_unread(f"process {peer} sends more than it may: the rest is dropped")
                 continue
             try:
                 (data,) = frames
-                member = identity.decode("ascii")
-                message = decode_from_process(data)
+                message = decode_from_process(data.bytes)
             except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-                self._refuse_unread(identity, frames, error)
+                self._refuse_unread(route, peer, frames, error)
                 continue
-            self._core.received(member, message)
+            self._rates.charge(payer, work(message))
+            member = self._names.get(route) or _stranger(route)
+            self._core.received(member, message, peer)
             if isinstance(message, ProcessPacket):
                 for question in self._questions:
                     question.missing -= {(member, getattr(one, "pool", 0)) for one in message.messages}
 
-    def _refuse_unread(self, identity: bytes, frames: list[bytes], error: Exception) -> None:
+    def _refuse_unread(self, route: bytes, peer: int | None, frames: list[zmq.Frame], error: Exception) -> None:
         """What cannot be read is dropped. One that says hello in another version is told so."""
-        version = version_of(frames[0]) if len(frames) == 1 else None
-        if version in {None, VERSION}:
-            logger.warning("dropped a message of %r that is none: %s", identity, error)
-            return
-        reason = f"the coordinator speaks version {VERSION} of the protocol, this process {version}"
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart([identity, encode(Unwelcome(self._core.fleet.epoch, reason))], zmq.NOBLOCK)
+        version = version_of(frames[0].bytes) if len(frames) == 1 else None
+        if version is None or version == VERSION:
+            self._say_unread(f"dropped a message of process {peer} that is none: {str(error)[:200]}")
+        else:
+            self._core.refuse_version(_stranger(route), version)
+
+    def _say_unread(self, text: str) -> None:
+        line = self._unread.line(text, self._core.now)
+        if line is not None:
+            logger.warning("%s", line)
 
     # -- the host, as the core knows it ---------------------------------------------------------------------------
 
@@ -239,7 +259,7 @@ class Coordinator:
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            return False
+            return False  # dead, or we have no descriptors left
         if start_time(pid) != started:
             os.close(pidfd)
             return False
@@ -255,6 +275,17 @@ class Coordinator:
         os.close(pidfd)
         for question in self._questions:
             question.missing = {key for key in question.missing if key[0] != name}
+
+    def bind(self, name: MemberId, sender: str) -> None:
+        if sender != name:  # else it is bound already
+            self.unbind(name)
+            self._routes[name] = route = _route(sender)
+            self._names[route] = name
+
+    def unbind(self, name: MemberId) -> None:
+        route = self._routes.pop(name, None)
+        if route is not None:
+            self._names.pop(route, None)
 
     server_session = staticmethod(sockets.server_session)
     half_closed = staticmethod(sockets.half_closed)
@@ -320,6 +351,26 @@ def _states(budget: Budget) -> dict[str, int]:
     return {state.name.lower(): states.count(state) for state in LeaseState if state is not LeaseState.QUARANTINED}
 
 
+def _peer(frames: list[zmq.Frame]) -> int | None:
+    """The pid at the other end of a connection. ZeroMQ appends to a local peer's address what the kernel says of it:
+    ":uid:gid:pid". None where it does not, and where that process cannot be seen from here."""
+    try:
+        address = str(frames[-1].get("Peer-Address"))
+    except (zmq.ZMQError, KeyError):
+        return None
+    pid = address.rpartition(":")[2]
+    return int(pid) or None if address.startswith("localhost:") and pid.isdigit() else None
+
+
+def _stranger(route: bytes) -> str:
+    """What a sender is called as long as it is no member. No member has such a name."""
+    return "?" + route.hex()
+
+
+def _route(stranger: str) -> bytes:
+    return bytes.fromhex(stranger[1:]) if stranger.startswith("?") else b""
+
+
 def _sums(rows: list[dict[str, Any]], *columns: str) -> dict[str, int]:
     return {column: sum(row[column] for row in rows) for column in columns}
 
@@ -349,6 +400,10 @@ def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
     Raises `CannotServeError`. To be called from the main thread, for the signals.
     """
     logging.basicConfig(format="%(message)s")
+    # Two descriptors for each process, one for each database: as many as we may have.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)

@@ -13,8 +13,9 @@ from .fleet import Fleet, Member
 from .journal import Journal
 from .journal import Member as Remembered
 from .ledger import Ledger, MemberId
-from .messages import VERSION, FromCoordinator, FromProcess, Hello
+from .messages import MOST_LEASES, VERSION, FromCoordinator, FromProcess, Hello
 from .orphans import Kernel, Orphans
+from .rates import LogBound
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -34,6 +35,12 @@ class Host(Kernel, Protocol):
 
     def forget(self, name: MemberId) -> None:
         """Watch it no more."""
+
+    def bind(self, name: MemberId, sender: str) -> None:
+        """What is said to `name` goes to this sender from now on, and what comes from it is of `name`."""
+
+    def unbind(self, name: MemberId) -> None:
+        """Nobody has this name any more."""
 
 
 class CoordinatorCore:
@@ -57,6 +64,7 @@ class CoordinatorCore:
         self._journal = journal
         self._host = host
         self._watched: set[MemberId] = set()
+        self._notices = LogBound()
         self._journal_due: float | None = None
         """When to try again; None while the journal can be written."""
         self.now = now
@@ -73,21 +81,47 @@ class CoordinatorCore:
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def received(self, name: MemberId, message: FromProcess) -> None:
+    def received(self, sender: str, message: FromProcess, peer: int | None = None) -> None:
+        """`sender`: the name of the member that it is bound to, else any that is no member's. `peer`: its pid, where
+        the kernel says it."""
         if isinstance(message, Hello):
-            self._hello(name, message)
+            self._hello(sender, message, peer)
         else:
-            self.fleet.packet(name, message)
+            self.fleet.packet(sender, message)
 
-    def _hello(self, name: MemberId, hello: Hello) -> None:
+    def _hello(self, sender: str, hello: Hello, peer: int | None) -> None:
+        fleet, name = self.fleet, hello.name
+        if hello.version != VERSION:
+            self.refuse_version(sender, hello.version)
+            return
+        if hello.epoch != fleet.epoch:
+            fleet.tell_epoch(sender, hello.session)
+            return
         local = hello.host == self._host.identity
-        joins = hello.version == VERSION and hello.epoch == self.fleet.epoch
-        if local and name not in self._watched and joins:
+        if local and peer is not None and peer != hello.pid:
+            fleet.refuse(sender, f"the coordinator sees that this is process {peer}, and not {hello.pid} as it says")
+            return
+        member = fleet.members.get(name)
+        if member is not None and not _is_same(member, hello, peer):
+            fleet.refuse(sender, f"the name {name} is another process's")
+            return
+        if sum(len(claim.leases) for claim in hello.pools) > MOST_LEASES:
+            fleet.refuse(sender, f"no process may hold more than {MOST_LEASES} leases")
+            return
+        if local and name not in self._watched:
             if not self._host.watch(name, hello.pid, hello.started):
-                self.fleet.refuse(name, f"the coordinator sees no process {hello.pid} that started when this one did")
+                fleet.refuse(sender, f"the coordinator sees no process {hello.pid} that started when this one did")
                 return
             self._watched.add(name)
-        self.fleet.hello(name, hello, local=local)
+        if fleet.hello(name, hello, local=local, peer=peer):
+            self._host.bind(name, sender)
+
+    def refuse_version(self, sender: str, version: int) -> None:
+        self.fleet.refuse(sender, f"the coordinator speaks version {VERSION} of the protocol, this process {version}")
+
+    def unsent(self, name: MemberId) -> None:
+        """What `flush` gave for this process could not be sent."""
+        self.fleet.unsent(name)
 
     def died(self, name: MemberId) -> None:
         """The kernel says that a process is dead."""
@@ -124,9 +158,12 @@ class CoordinatorCore:
         for name in fleet.left:
             self._journal.left(name)
             self._forget(name)
+            self._host.unbind(name)
         self._journal.write(ledger.records)
         for notice in (*fleet.notices, *ledger.notices):
-            logger.warning("%s", notice)
+            line = self._notices.line(notice, self.now)
+            if line is not None:
+                logger.warning("%s", line)
         for told in (fleet.joined, fleet.left, fleet.notices, ledger.records, ledger.notices):
             told.clear()
         return fleet.say() if self._remember() else []
@@ -176,3 +213,11 @@ class CoordinatorCore:
         for name in dead:
             self.ledger.dead(name, local=name not in recovered.remote)
         self.fleet.learn(alive.items(), unknown=unknown, remote=remote)
+
+
+def _is_same(member: Member, hello: Hello, peer: int | None) -> bool:
+    """Whether a hello is of the process that has joined under this name. Of one that the journal names we know only who
+    it says it is."""
+    if (member.pid, member.started) != (hello.pid, hello.started):
+        return False
+    return member.peer is None or peer is None or member.peer == peer

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from ..errors import SettingsError
 from .control import Json, ask
+from .messages import shown
 from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
 
 DONE = 0
@@ -194,7 +195,7 @@ def _tables(answer: Json) -> str:
         budgets.add_column(column, justify="right")
     for row in answer["budgets"]:
         numbers = (row["size"], row["leased"], row["in_use"], row["idle"], row["waiting"])
-        budgets.add_row(escape(row["database"]), *map(str, numbers))
+        budgets.add_row(escape(shown(row["database"])), *map(str, numbers))
     workers = Table("worker", title="workers", title_justify="left")
     for column in ("pid", "uptime", "restarts", "leases", "in use", "idle", "waiting"):
         workers.add_column(column, justify="right")

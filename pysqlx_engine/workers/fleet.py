@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from .ledger import LOOK_AGAIN, Ledger, MemberId
 from .membership import MARGIN
 from .messages import (
-    VERSION,
     CoordinatorPacket,
     FromCoordinator,
     Hello,
@@ -36,6 +35,8 @@ RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
 LOST_AGAIN = 0.2
 """Seconds between two requests to say `Hello` again: more would be answered as often."""
+STRANGERS = 1_000
+"""Senders that are no members, whose last answer is remembered."""
 MOST_MESSAGES = 500
 """In one packet, so that it stays below the size that is accepted."""
 
@@ -59,6 +60,10 @@ class Member:
     worker: int | None = None
     restarts: int = 0
     lost_at: float = float("-inf")
+    peer: int | None = None
+    """The pid that the kernel says is at the other end of its connection, where it says so."""
+    missed: bool = False
+    """Whether something could not be sent to it: it has to say hello again."""
 
 
 @dataclass(slots=True)
@@ -87,6 +92,8 @@ class Fleet:
     """Members of other hosts that have to hear that they were heard."""
     _missing: dict[MemberId, int] = field(default_factory=dict)
     """Members whose session lacks a packet, and that are to be told so a moment after the last time."""
+    _answered: dict[MemberId, float] = field(default_factory=dict)
+    """When somebody who is no member got an answer."""
     _expired: dict[MemberId, int] = field(default_factory=dict)
     """The last session of members that were taken for dead, as long as leases of theirs are quarantined."""
 
@@ -166,22 +173,17 @@ class Fleet:
 
     # -- members come and go --------------------------------------------------------------------------------------
 
-    def hello(self, name: MemberId, hello: Hello, *, local: bool) -> None:
-        """A process joins, or says anew all that it holds. `local`: its death will be told by `died`."""
-        if hello.version != VERSION:
-            self.refuse(name, f"the coordinator speaks version {VERSION} of the protocol, this process {hello.version}")
-            return
-        if hello.epoch != self.epoch:
-            # It may be an old one, said to a coordinator that is no more: whoever said it now will say it again.
-            self._outbox.append((name, Lost(self.epoch, hello.session)))
-            return
+    def hello(self, name: MemberId, hello: Hello, *, local: bool, peer: int | None = None) -> bool:
+        """A process joins, or says anew all that it holds. `local`: its death will be told by `died`. False: it is
+        late, or a copy."""
         member = self.members.get(name)
         last = member.session if member is not None else self._expired.get(name, 0)
         if hello.session <= last:
             self.dropped += 1
-            return
+            return False
         if member is None:
             member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now)
+            self._answered.pop(name, None)
             self.joined.append((name, member))
             if local:
                 # A process has one link. That its pid has another member means that it has replaced itself (execv): the
@@ -194,6 +196,7 @@ class Fleet:
         member.heard = self._now
         self._watch_term(member)
         self._missing.pop(name, None)
+        member.peer, member.missed = peer, False
         member.worker, member.restarts = hello.worker, hello.restarts
         self.expected.discard(name)
         # What could not be said yet is of before: what it claims now is what it holds.
@@ -201,9 +204,34 @@ class Fleet:
         self._outbox = [(to, message) for to, message in self._outbox if to != name]
         self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else TERM)))
         self.ledger.rejoined(name, hello.pools, local=member.local)
+        return True
+
+    def tell_epoch(self, name: MemberId, session: int) -> None:
+        """Somebody said hello with another epoch than ours. It may be an old one, said to a coordinator that is no
+        more: whoever said it now will say it again."""
+        if self._may_answer(name):
+            self._outbox.append((name, Lost(self.epoch, session)))
 
     def refuse(self, name: MemberId, reason: str) -> None:
-        self._outbox.append((name, Unwelcome(self.epoch, reason)))
+        if self._may_answer(name):
+            self._outbox.append((name, Unwelcome(self.epoch, reason)))
+
+    def _may_answer(self, name: MemberId) -> bool:
+        """Whether one who is no member gets an answer now: what is sent to one who never reads stays with us."""
+        if self._now - self._answered.get(name, float("-inf")) < LOST_AGAIN:
+            return False
+        if len(self._answered) >= STRANGERS:
+            self._answered.clear()
+        self._answered[name] = self._now
+        return True
+
+    def unsent(self, name: MemberId) -> None:
+        """So much waits for a process already, that nothing more could be sent to it: it is stopped, or does not read.
+        It gets no more until it has said `Hello` again."""
+        member = self.members.get(name)
+        if member is not None:
+            member.missed = True
+            self._missing[name] = member.session
 
     def died(self, name: MemberId) -> None:
         """The kernel says that a process is dead, or its term has ended."""
@@ -221,7 +249,7 @@ class Fleet:
 
     def packet(self, name: MemberId, packet: ProcessPacket) -> None:
         member = self.members.get(name)
-        if member is None or packet.session > member.session:
+        if member is None or packet.session > member.session or member.missed:
             self.dropped += 1  # its hello did not reach us
             self._lost(name, member, packet.session)
         elif packet.epoch != self.epoch or packet.session < member.session or packet.number <= member.taken:
@@ -243,7 +271,10 @@ class Fleet:
                 self._missing[name] = session
                 return
             member.lost_at = self._now
-            self._missing.pop(name, None)
+            if not member.missed:  # else again and again: perhaps it does not read yet
+                self._missing.pop(name, None)
+        elif not self._may_answer(name):
+            return
         self._outbox.append((name, Lost(self.epoch, session)))
 
     # -- what is said to them -------------------------------------------------------------------------------------
@@ -258,7 +289,7 @@ class Fleet:
         self.ledger.outbox = []
         for name, of_one in messages.items():
             member = self.members.get(name)
-            if member is None or not member.session:
+            if member is None or not member.session or member.missed:
                 continue  # it is dead, or will state what it holds
             for start in range(0, len(of_one) or 1, MOST_MESSAGES):
                 member.sent += 1

@@ -79,6 +79,7 @@ class Journal:
         self.recovered = _read(path)
         self._told: list[_Line] = []
         self._lines = 0
+        self._compact_after = COMPACT_AFTER
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
         self._end = path.read_bytes().rfind(b"\n") + 1
@@ -115,7 +116,7 @@ class Journal:
             _apply(self.recovered, line)
         self._lines += len(self._told)
         self._told.clear()
-        if self._lines > COMPACT_AFTER:
+        if self._lines > self._compact_after:
             self._compact()
 
     def close(self) -> None:
@@ -149,6 +150,8 @@ class Journal:
             return
         self._end = len(data)
         self._lines = len(lines)
+        # Where that much counts, not with every line.
+        self._compact_after = max(COMPACT_AFTER, 2 * len(lines))
 
     def _replace(self, temporary: Path, data: bytes) -> None:
         file = temporary.open("ab", buffering=0)

@@ -21,6 +21,8 @@ from ..pool.background import background
 from ..pool.budget import RECENT, BudgetClient, Lease, OrphanedSession, PoolRequest
 from .ledger import LOOK_AGAIN, Ledger
 from .messages import (
+    LONGEST_NAME,
+    MOST_CONNECTIONS,
     Ask,
     Attach,
     Attached,
@@ -195,10 +197,10 @@ class LeasedBudget:
         self._received = 0
         return PoolClaim(
             self.pool_id,
-            self._link.full_name(request.name),
+            self._link.full_name(request.name)[:LONGEST_NAME],
             request.uri.identity,
-            request.min_size,
-            request.max_size,
+            min(request.min_size, MOST_CONNECTIONS),
+            min(request.max_size, MOST_CONNECTIONS),
             request.max_size_stated,
             list(self._leases.values()),
         )
@@ -216,10 +218,12 @@ class LeasedBudget:
         match message:
             case Granted(leases=leases, leased=leased):
                 with self._link.lock:
-                    self._leases.update((lease, HeldLease(lease)) for lease in leases)
+                    # One that we have already is for the connection that it has.
+                    new = [lease for lease in dict.fromkeys(leases) if lease not in self._leases]
+                    self._leases.update((lease, HeldLease(lease)) for lease in new)
                     self._received += len(leases)
                 self._leased = leased
-                client.granted(leases)
+                client.granted(new)
             case Denied():
                 client.denied()
             case Ceiling(ceiling=ceiling, leased=leased):

@@ -27,6 +27,8 @@ from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 from .allocation import Claim, allocate
 from .messages import (
+    MOST_CONNECTIONS,
+    MOST_POOLS,
     Ask,
     Attach,
     Attached,
@@ -53,8 +55,12 @@ PATIENCE = 0.05
 long queries, or stopped. Also what a server may take to close a connection before others are asked for theirs."""
 LOOK_AGAIN = 0.02
 """Seconds between two calls of `look_again` while somebody waits."""
-MOST = 1_000_000
-"""What a process says of its demand is cut to this."""
+MOST_WANTED = 100
+"""Leases that one pool is granted at a time: it asks for what it can open at once, which is less."""
+MOST_BUDGETS = 1_000
+"""Each costs memory, a file and a look whenever time passes."""
+MOST_CAPPED = 1_000
+"""Sizes that are remembered because it was said that they are capped."""
 
 NOTHING = Demand(in_use=0, idle=0, recent=0, waiting=0, want=0)
 
@@ -137,6 +143,8 @@ class Budget:
     ceilings: dict[PoolKey, None] = field(default_factory=dict)
     """Those of `pools` that have a ceiling."""
     quarantined: dict[Lease, Orphan] = field(default_factory=dict)
+    holders: dict[Lease, PoolKey] = field(default_factory=dict)
+    """Who has, or had, each lease of `pools` and `quarantined`: it is in one place only."""
     held: int = 0
     """Leases of all pools together."""
     remote: int = 0
@@ -184,12 +192,15 @@ class Budget:
     def add(self, pool: Pool) -> None:
         self.pools[pool.key] = pool
         self.held += len(pool.leases)
+        self.holders.update(dict.fromkeys(pool.leases, pool.key))
         self.remote += not pool.local
 
     def remove(self, key: PoolKey) -> Pool | None:
         pool = self.pools.pop(key, None)
         if pool is not None:
             self.held -= len(pool.leases)
+            for lease in pool.leases:
+                del self.holders[lease]
             self.remote -= not pool.local
             self.wanting.pop(key, None)
             self.ceilings.pop(key, None)
@@ -197,21 +208,27 @@ class Budget:
 
     def charge(self, pool: Pool, held: HeldLease) -> None:
         pool.leases[held.lease] = held
+        self.holders[held.lease] = pool.key
         self.held += 1
 
     def release(self, pool: Pool, lease: Lease) -> HeldLease | None:
         held = pool.leases.pop(lease, None)
         pool.closing.pop(lease, None)
-        self.held -= held is not None
+        if held is not None:
+            self.held -= 1
+            del self.holders[lease]
         return held
 
     def quarantine(self, orphan: Orphan) -> None:
         self.quarantined[orphan.held.lease] = orphan
+        self.holders[orphan.held.lease] = orphan.key
         self.lost += not orphan.local
 
     def absolve(self, lease: Lease) -> Orphan | None:
         orphan = self.quarantined.pop(lease, None)
-        self.lost -= orphan is not None and not orphan.local
+        if orphan is not None:
+            self.lost -= not orphan.local
+            del self.holders[lease]
         return orphan
 
 
@@ -253,8 +270,11 @@ class Ledger:
         """A pool joins, with the leases that it holds already, if it was known before, here or to another
         coordinator."""
         key = (member, claim.pool)
+        if not claim.leases and self._is_too_many(key, claim):
+            return
         budget = self._budget(claim.database)
         if claim.stated and budget.stated_by != "operator" and not self._state_size(budget, key, claim):
+            self.detach(key)  # it claims nothing, so it holds nothing
             return
         if claim.stated and claim.max_size > budget.size and not claim.leases:  # who holds leases was told before
             self._say_capped(budget, claim)
@@ -264,31 +284,60 @@ class Ledger:
         # Whatever was known of the pool before: what it claims now is what it holds.
         budget.remove(key)
         pool = Pool(key, claim.name, claim.min_size, local)
+        elsewhere = []
         for held in claim.leases:
-            orphan = budget.quarantined.get(held.lease)
-            if orphan is not None and orphan.key[0] == member:  # it was taken for dead
-                budget.absolve(held.lease)
+            holder = budget.holders.get(held.lease)
+            if holder is not None and holder[0] != member:
+                # A lease is granted once, so that of two processes that claim it one is wrong. It is the second: what
+                # is granted and what the journal names came first.
+                self.notices.append(
+                    f"{budget.database}: process {member} claims lease {held.lease} of process {holder[0]}; ignored"
+                )
+                continue
+            if holder is not None:
+                if budget.absolve(held.lease) is None:  # else it was taken for dead
+                    budget.release(budget.pools[holder], held.lease)
+                if holder != key:
+                    elsewhere.append(Record("returned", budget.database, holder, held))
+            if held.state is LeaseState.QUARANTINED:
+                held = held.become(LeaseState.CONNECTING)  # noqa: PLW2901 - it is not for a process to say so
             pool.leases[held.lease] = held
             if held.state is LeaseState.CLOSING:
                 pool.closing[held.lease] = self.now
         budget.add(pool)
         self._homes[key] = budget
-        self.records.append(Record("attached", budget.database, key, leases=tuple(claim.leases)))
+        self.records.append(Record("attached", budget.database, key, leases=tuple(pool.leases.values())))
+        self.records.extend(elsewhere)  # last: what is written by half is charged twice, and not never
         self._send(pool, Attached(claim.pool, budget.size))
         self._say_exceeded(budget, pool)
         self._balance(budget)
 
+    def _is_too_many(self, key: PoolKey, claim: PoolClaim) -> bool:
+        """Names can be made up without end. Who holds leases already is counted all the same."""
+        if claim.database not in self.budgets and len(self.budgets) >= MOST_BUDGETS:
+            reason = f"the coordinator has budgets for {MOST_BUDGETS} databases, and takes no more"
+        elif len(self._homes) >= MOST_POOLS and key not in self._homes and self._pools_of(key[0]) >= MOST_POOLS:
+            reason = f"this process has {MOST_POOLS} pools, and the coordinator takes no more"
+        else:
+            return False
+        self.outbox.append((key[0], Refused(key[1], reason)))
+        return True
+
+    def _pools_of(self, member: MemberId) -> int:
+        return sum(key[0] == member for key in self._homes)
+
     def _state_size(self, budget: Budget, key: PoolKey, claim: PoolClaim) -> bool:
         """A script states the budget's size. Two that state different ones cannot both be right."""
+        size = min(claim.max_size, MOST_CONNECTIONS)
         if budget.stated_by is None or not any(other != key for other in budget.pools):
-            budget.size, budget.stated_by = claim.max_size, claim.name
+            budget.size, budget.stated_by = size, claim.name
             self.records.append(Record("sized", budget.database, (claim.name, 0), size=budget.size))
             for pool in budget.pools.values():
                 pool.ceiling, pool.current = None, False
                 self._send(pool, Attached(pool.key[1], budget.size))
             budget.ceilings.clear()
             return True
-        if claim.max_size == budget.size or claim.leases:  # who holds leases was accepted before
+        if size == budget.size or claim.leases:  # who holds leases was accepted before
             return True
         reason = (
             f"{claim.name} states max_size={claim.max_size} for {budget.database}, but {budget.stated_by} of this run "
@@ -300,6 +349,8 @@ class Ledger:
     def _say_capped(self, budget: Budget, claim: PoolClaim) -> None:
         what = (budget.database, claim.max_size)
         if what not in self._capped:
+            if len(self._capped) >= MOST_CAPPED:
+                self._capped.clear()
             self._capped.add(what)
             self.notices.append(
                 f"max_size={claim.max_size} is capped to {budget.size}, the operator's budget for {budget.database}"
@@ -344,7 +395,8 @@ class Ledger:
     def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease], *, local: bool = True) -> None:
         """What the journal of a former coordinator says of a process that may still live: charged, until it reports."""
         budget = self._budget(database)
-        budget.add(Pool(key, name, 0, local, {one.lease: one for one in held}, silent=True))
+        leases = {one.lease: one for one in held if one.lease not in budget.holders}
+        budget.add(Pool(key, name, 0, local, leases, silent=True))
         self._homes[key] = budget
 
     def recover_size(self, database: str, size: int, stated_by: str) -> None:
@@ -421,9 +473,7 @@ class Ledger:
         if demand.waiting and not pool.demand.waiting:
             self._queue_up(pool)
         pool.received = max(0, min(received, pool.granted))
-        if min(demand) < 0 or max(demand) > MOST:
-            demand = Demand(*(max(0, min(number, MOST)) for number in demand))
-        self._set_demand(budget, pool, demand)
+        self._set_demand(budget, pool, _bounded(demand))
         pool.current = pool.ceiling is not None or demand.waiting > 0
         self._balance(budget)
 
@@ -437,7 +487,7 @@ class Ledger:
     def moved(self, key: PoolKey, held: HeldLease) -> None:
         """A lease has come further in its life, and may be known better now."""
         found = self._find(key)
-        if found is None or held.lease not in found[1].leases:
+        if found is None or held.lease not in found[1].leases or held.state is LeaseState.QUARANTINED:
             return
         budget, pool = found
         if held.state <= pool.leases[held.lease].state:
@@ -632,4 +682,9 @@ class Ledger:
 
 
 def _as_many_as_wanted(pool: Pool) -> int:
-    return MOST
+    return MOST_CONNECTIONS
+
+
+def _bounded(demand: Demand) -> Demand:
+    in_use, idle, recent, waiting, want = (max(0, min(number, MOST_CONNECTIONS)) for number in demand)
+    return Demand(in_use, idle, recent, waiting, min(want, MOST_WANTED))

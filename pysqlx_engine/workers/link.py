@@ -26,6 +26,7 @@ from .leased_budget import LeasedBudget
 from .membership import Identity, Membership, host_identity
 from .messages import MAX_MESSAGE, decode_from_coordinator, encode
 from .process import start_time
+from .rates import LogBound
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -37,6 +38,7 @@ class Link(Membership):
     def __init__(self, endpoint: str) -> None:
         super().__init__(_identity(), random.Random())  # not the module's: what users seed is theirs
         self._endpoint = endpoint
+        self._unread = LogBound()
         self._stopping = False
         self._woken = False
         """Whether the thread was told to look, and has not begun to."""
@@ -83,7 +85,6 @@ class Link(Membership):
 
     def _talk(self) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            socket.setsockopt(zmq.ROUTING_ID, f"{os.getpid()}-{secrets.token_hex(8)}".encode())
             socket.setsockopt(zmq.LINGER, 200)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a coordinator that is not there
             # No limit: what comes back to a coordinator that is stopped for a while must not be lost.
@@ -100,7 +101,7 @@ class Link(Membership):
                 while not self._stopping:
                     ready = dict(poller.poll(self._timeout()))
                     if monitor in ready:
-                        self._connection_changed(monitor)
+                        self._connection_changed(monitor, socket)
                     if self._wake_read in ready:
                         with suppress(BlockingIOError):
                             os.read(self._wake_read, 65536)
@@ -116,22 +117,32 @@ class Link(Membership):
         due = self.due()
         return None if due is None else max(0, round((due - self.now()) * 1000 + 0.5))
 
-    def _connection_changed(self, monitor: zmq.Socket[bytes]) -> None:
+    def _connection_changed(self, monitor: zmq.Socket[bytes], socket: zmq.Socket[bytes]) -> None:
         while monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(monitor)["event"]
             if event == _CONNECTED:
                 self.connected()
             elif event == _DISCONNECTED:
                 self.disconnected()
+                # ZeroMQ connects again by itself, but not where the other side broke its protocol.
+                with suppress(zmq.ZMQError):
+                    socket.disconnect(self._endpoint)
+                socket.connect(self._endpoint)
 
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
         while True:
             try:
-                message = decode_from_coordinator(socket.recv(zmq.NOBLOCK))
+                frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            except (msgspec.MsgspecError, ValueError) as error:
-                logger.error("Pool: a message that is none came from the coordinator: %s", error)
+            try:
+                (data,) = frames
+                message = decode_from_coordinator(data)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                text = f"a message that is none came from the coordinator: {str(error)[:200]}"
+                line = self._unread.line(text, self.now())
+                if line is not None:
+                    logger.error("Pool: %s", line)
                 continue
             self.receive(message)
 
@@ -151,6 +162,7 @@ def _identity() -> Identity:
         pid=pid,
         started=start_time(pid) or 0,
         host=host_identity(),
+        name=f"{pid}-{secrets.token_hex(8)}",
         worker=int(worker) if worker.isdigit() else None,
         restarts=int(restarts) if restarts.isdigit() else 0,
         run=os.environ.get("PYSQLX_RUN_NAME") or os.environ.get("PYSQLX_RUN_ID") or "",

@@ -22,10 +22,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from ..errors import PoolRefusedError
 from ..pool.budget import Lease
 from .leased_budget import LeasedBudget, Outgoing
 from .messages import (
+    MOST_POOLS,
     VERSION,
     Attach,
     CoordinatorPacket,
@@ -42,6 +45,7 @@ from .messages import (
     Returned,
     Unwelcome,
     Welcome,
+    decode_from_process,
     encode,
 )
 
@@ -51,6 +55,8 @@ SPREAD = 0.1
 """Seconds over which the processes of a restarted coordinator spread their return."""
 GREET_AGAIN = (1.0, 8.0)
 """Seconds without an answer to `Hello` before it is said again: at first, and at most."""
+HELLO_APART = 0.1
+"""Seconds between two `Hello`s, whatever the coordinator says: each has to state and to read everything."""
 MARGIN = 1.0
 """Seconds that a process believes its term to end earlier, and the coordinator later, than it does."""
 BEATS = 4
@@ -66,6 +72,7 @@ class Identity:
     pid: int
     started: int
     host: str
+    name: str
     worker: int | None = None
     restarts: int = 0
     run: str = ""
@@ -141,10 +148,15 @@ class Membership(ABC):
     def add(self, budget: LeasedBudget) -> None:
         with self.lock:
             claim = budget.claim()
+            # Here it costs one pool its start, later all of them the link.
             try:
-                encode(ProcessPacket(0, 0, 0, [Attach(claim)]))
-            except UnicodeEncodeError as error:  # here it costs one pool its start, later all of them the link
+                decode_from_process(encode(ProcessPacket(0, 1, 1, [Attach(claim)])))
+            except UnicodeEncodeError as error:
                 raise PoolRefusedError(f"{error.object!a} cannot be told to the coordinator: {error.reason}") from None
+            except msgspec.MsgspecError as error:
+                raise PoolRefusedError(f"{claim.name} cannot be told to the coordinator: {error}") from None
+            if len(self._budgets) >= MOST_POOLS:
+                raise PoolRefusedError(f"a process may have {MOST_POOLS} pools with a budget, and not one more")
             self._budgets[budget.pool_id] = budget
             failure = self.failure
             if self._epoch is not None:  # else the next Hello, or what follows its answer, names it
@@ -198,7 +210,7 @@ class Membership(ABC):
 
     def connected(self) -> None:
         """There is a connection to a coordinator, perhaps a new one."""
-        self._connected, self._epoch = True, None
+        self._connected, self._epoch, self.failure = True, None, None
         self._pause = GREET_AGAIN[0]
         # Those who were all here before would all come back in the same moment.
         self._hello_at = self.now() + (self._chance.uniform(0, SPREAD) if self._joined_before else 0)
@@ -206,16 +218,16 @@ class Membership(ABC):
     def disconnected(self) -> None:
         if self._epoch is not None:
             logger.warning("Pool: the coordinator is gone; open connections go on working, growth waits for it.")
-        self._connected, self._epoch, self._hello_at = False, None, None
+        self._connected, self._epoch, self._hello_at, self.failure = False, None, None, None
 
     def receive(self, message: FromCoordinator) -> None:
         match message:
             case Welcome():
                 self._welcomed(message)
             case Unwelcome(reason=reason):
-                self._hello_at = None
-                for budget in self._all():
-                    budget.refuse(reason)
+                if self._epoch is None and self._connected:  # else it is late: we have joined since
+                    self._hello_at = None
+                    self.failed(reason)
             case Lost(epoch=epoch, session=session):
                 if session == self._session and (self.joined or self._hello_at is not None):
                     self._last_epoch = epoch
@@ -271,7 +283,7 @@ class Membership(ABC):
     def _hello_again(self) -> None:
         self._epoch = None
         self._pause = GREET_AGAIN[0]
-        self._hello_at = self.now()
+        self._hello_at = max(self.now(), self._greeted_at + HELLO_APART)
 
     def _hello(self, now: float) -> Hello:
         with self.lock:
@@ -286,8 +298,9 @@ class Membership(ABC):
         self._pause = min(self._pause * 2, GREET_AGAIN[1])
         who = self._identity
         return Hello(
-            VERSION, self._session, who.pid, who.started, who.host, who.worker, who.restarts, claims, self._last_epoch
-        )
+            VERSION, self._session, who.name, who.pid, who.started, who.host, who.worker, who.restarts, claims,
+            self._last_epoch,
+        )  # fmt: skip
 
     def _welcomed(self, welcome: Welcome) -> None:
         if welcome.session != self._session or self._epoch is not None or not self._connected:
@@ -353,7 +366,7 @@ class Membership(ABC):
             budget.refuse(failure.reason)
 
     def failed(self, reason: str) -> None:
-        """Nobody will answer the pools any more."""
+        """Nobody will answer the pools any more, unless another coordinator comes."""
         with self.lock:
             self._epoch, self.failure = None, Unwelcome(0, reason)
         for budget in self._all():

@@ -9,15 +9,33 @@ holds. docs/protocol.md describes the whole.
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from ..engine.sockets import Endpoints
 from ..pool.budget import Demand, Lease
 
 VERSION = 2
 MAX_MESSAGE = 1024 * 1024
 """Bytes. A longer message is dropped unread, and its sender's connection with it."""
+MOST_CONNECTIONS = 1_000_000
+"""A budget's size, and what a process says of its demand, are cut to this."""
+MOST_LEASES = 10_000
+"""That one process holds."""
+MOST_POOLS = 1_000
+"""Of one process."""
+LONGEST_NAME = 200
+"""Characters of what is only shown to people. Names that are longer are cut by whoever has them."""
+
+# What the receiver counts with, keeps or repeats has a range. Whatever is outside is no message.
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+MemberName = Annotated[str, Meta(pattern="^[A-Za-z0-9][!-~]{0,99}$")]
+DatabaseName = Annotated[str, Meta(max_length=8192)]
+"""As long as a path can be, and more."""
+_End = Annotated[str, Meta(max_length=100)]
 
 
 class LeaseState(enum.IntEnum):
@@ -37,7 +55,8 @@ class HeldLease(msgspec.Struct, array_like=True, frozen=True):
     lease: Lease
     state: LeaseState = LeaseState.GRANTED
     server_id: int | None = None
-    address: Endpoints | None = None
+    address: tuple[_End, _End] | None = None
+    """See `engine.sockets.Endpoints`."""
     liveness_checked: bool = False
     """Whether the server looks in mid-query whether its client still lives."""
 
@@ -55,13 +74,13 @@ class PoolClaim(msgspec.Struct, array_like=True, frozen=True):
 
     pool: int
     """Chosen by the process, unique in it."""
-    name: str
-    database: str
-    min_size: int
-    max_size: int
+    name: Name
+    database: DatabaseName
+    min_size: Natural
+    max_size: Positive
     stated: bool
     """Whether the script states `max_size`, or it is only the default."""
-    leases: list[HeldLease] = []
+    leases: Annotated[list[HeldLease], Meta(max_length=MOST_LEASES)] = []
 
 
 # -- from a process, about one of its pools --------------------------------------------------------------------------
@@ -114,7 +133,7 @@ class Attached(msgspec.Struct, tag="attached", array_like=True, frozen=True):
     """Sent again when the size changes. A ceiling that was set before, perhaps by another coordinator, is void."""
 
     pool: int
-    size: int
+    size: Positive
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
@@ -139,7 +158,7 @@ class Ceiling(msgspec.Struct, tag="ceiling", array_like=True, frozen=True):
     """Hold at most so many leases, because somebody else waits; None lifts it."""
 
     pool: int
-    ceiling: int | None
+    ceiling: Natural | None
     leased: int
 
 
@@ -170,16 +189,19 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     coordinator that was restarted meanwhile, knows less than the journal."""
 
     version: int
-    session: int
+    session: Positive
     """One more than the last of this link."""
-    pid: int
+    name: MemberName
+    """Chosen by the link, unique, and the same as long as it lives. It has no other on the wire: what a socket calls
+    itself anybody can call himself, and would get what is said to it."""
+    pid: Annotated[int, Meta(ge=1, lt=2**31)]
     started: int
     """The process's start time as the kernel counts it: a pid alone may have been given to somebody else."""
-    host: str
+    host: Name
     """Where the pid and the connections can be seen: machine, pid namespace and network namespace."""
     worker: int | None
     restarts: int
-    pools: list[PoolClaim]
+    pools: Annotated[list[PoolClaim], Meta(max_length=MOST_POOLS)]
     epoch: int = 0
     """The coordinator's, 0 while it is not known."""
 
@@ -199,7 +221,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
 
     epoch: int
     session: int
-    term: float | None
+    term: Annotated[float, Meta(ge=3, le=3600)] | None
     """Seconds without a sign of life after which the coordinator takes the process for dead. None: it does not, the
     kernel tells it."""
 
@@ -259,6 +281,11 @@ def decode_from_process(data: bytes) -> FromProcess:
 def decode_from_coordinator(data: bytes) -> FromCoordinator:
     """Raises msgspec.MsgspecError for anything that is no such message, ValueError for text that is none."""
     return _from_coordinator.decode(data)
+
+
+def shown(text: str) -> str:
+    """What somebody else wrote, for a log or a terminal: nothing in it is obeyed by either."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def version_of(data: bytes) -> int | None:

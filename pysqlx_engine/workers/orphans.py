@@ -20,6 +20,8 @@ LOOK_PATIENCE = 5.0
 """The same where somebody has a connection, but nobody has looked for so long."""
 END_AFTER = 0.01
 """Seconds that the server gets to notice by itself that its client is gone, before it is told."""
+MOST_SESSIONS = 100
+"""Sessions that one pool is asked to end at a time: what is said has to stay below the size that is accepted."""
 UNNAMED = 150.0
 """Seconds after which a lease that a process of another host had been granted, and of whose connection we never heard,
 is for none: an attempt to connect has ended by then (75 s, and 60 s for a login that the driver gave up), and what was
@@ -142,6 +144,11 @@ class Orphans:
             and now - orphan.since >= END_AFTER
             and (orphan.asked_at is None or now - orphan.asked_at >= END_AGAIN)
         ]
+        if not due:
+            return
+        # A living process's connection is never ended, whoever claims to have had it.
+        living = {held.address for pool in budget.pools.values() for held in pool.leases.values()}
+        due = [orphan for orphan in due if orphan.held.address not in living][:MOST_SESSIONS]
         if due:
             self._ledger.have_ended(budget, due)
 
@@ -149,4 +156,5 @@ class Orphans:
 def _port(database: str) -> int:
     """The server's port in a database's identity."""
     port = database.partition("://")[2].partition("/")[0].rpartition(":")[2]
-    return int(port) if port.isdigit() else 0
+    # The name came in a message: what the kernel is asked for is a port.
+    return int(port) if port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536 else 0

@@ -428,7 +428,7 @@ class SimLink(Membership):
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        identity = Identity(process.pid, process.pid, process.host, run=str(process.pid))
+        identity = Identity(process.pid, process.pid, process.host, process.name, run=str(process.pid))
         super().__init__(identity, process.world.chance)
         self._woken = False
         self._timer: float | None = None
@@ -531,6 +531,11 @@ class SimHost:
 
     def forget(self, name: str) -> None:
         self.watched.discard(name)
+
+    def bind(self, name: str, sender: str) -> None:
+        pass
+
+    unbind = forget
 
     def server_session(self, address: Endpoints) -> Verdict:
         if address in self.world.in_flight or any(address in server.sessions for server in self.world.servers):

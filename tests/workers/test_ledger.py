@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 
 from pysqlx_engine.pool.budget import Demand
-from pysqlx_engine.workers.ledger import PATIENCE, Ledger
+from pysqlx_engine.workers.ledger import MOST_BUDGETS, MOST_WANTED, NOTHING, PATIENCE, Ledger, Orphan
 from pysqlx_engine.workers.messages import (
+    MOST_CONNECTIONS,
+    MOST_POOLS,
     Attached,
     Ceiling,
     Denied,
+    End,
+    Ended,
     FromCoordinator,
     Granted,
     HeldLease,
+    LeaseState,
+    Moved,
     PoolClaim,
     Refused,
     Returned,
@@ -218,3 +224,296 @@ def test_a_budget_that_nobody_uses_any_more_is_forgotten(size: int) -> None:
     assert book.budgets == {}
     book.attach("b", claim("b", size + 1))
     assert book.budgets[SHOP].size == size + 1
+
+
+# -- the life of a lease ----------------------------------------------------------------------------------------------
+
+
+def moved(book: Ledger, member: str, lease: int, state: LeaseState, **known: object) -> None:
+    book.take(member, Moved(1, HeldLease(lease, state, **known)))  # type: ignore[arg-type]
+
+
+def state_of(book: Ledger, member: str, lease: int) -> LeaseState:
+    return book.budgets[SHOP].pools[member, 1].leases[lease].state
+
+
+def test_a_lease_only_goes_forward() -> None:
+    book = ledger()
+    book.attach("a", claim("a", 2))
+    (lease,) = fill(book, "a", 1)
+    steps = [LeaseState.CONNECTING, LeaseState.OPEN, LeaseState.CLOSING]
+    for number, state in enumerate(steps):
+        for told in (state, *steps[: number + 1], LeaseState.GRANTED, LeaseState.QUARANTINED):
+            moved(book, "a", lease, told)
+            assert state_of(book, "a", lease) is state
+    assert [record.kind for record in book.records].count("moved") == 3
+
+
+def test_what_is_said_of_a_lease_that_one_does_not_have_is_nothing() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 2))
+    (lease,) = fill(book, "a", 1)
+    moved(book, "b", lease, LeaseState.CLOSING)
+    book.take("b", Returned(1, [lease]))
+    assert state_of(book, "a", lease) is LeaseState.GRANTED
+    assert book.budgets[SHOP].charged == 1
+
+
+def test_a_lease_that_is_on_its_way_back_is_not_asked_for_again() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 2))
+    leases = fill(book, "a", 2)
+    moved(book, "a", leases[0], LeaseState.CLOSING)
+    book.report(("a", 1), 2, busy(1))
+    book.report(("b", 1), 0, busy(0, waiting=1))
+    assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)] == [1]  # what it has without that one
+    book.take("a", Returned(1, leases[:1]))
+    assert [len(m.leases) for m in said(book, "b") if isinstance(m, Granted)] == [1]
+
+
+def test_a_close_that_takes_long_is_waited_for_elsewhere() -> None:
+    book = ledger()
+    for name in "abc":
+        book.attach(name, claim(name, 2))
+    slow, _ = fill(book, "a", 1), fill(book, "b", 1)
+    moved(book, "a", slow[0], LeaseState.CLOSING)
+    book.report(("a", 1), 1, NOTHING)
+    book.report(("b", 1), 1, Demand(0, 1, 0, 0, 0))
+    book.report(("c", 1), 0, busy(0, waiting=1))
+    assert not [m for m in said(book, "b") if isinstance(m, Ceiling) and m.ceiling == 0]
+    book.now += 2 * PATIENCE
+    book.look_again()
+    assert [m.ceiling for m in said(book, "b") if isinstance(m, Ceiling)][-1] == 0
+
+
+# -- hosts that can be lost -------------------------------------------------------------------------------------------
+
+
+def test_one_lease_is_kept_in_reserve_where_a_host_can_be_lost_until_one_is() -> None:
+    book = ledger()
+    book.attach("near", claim("near", 3))
+    book.attach("far", claim("far", 3), local=False)
+    book.report(("near", 1), 0, busy(0, waiting=9))
+    book.report(("near", 1), 2, busy(2, waiting=9))
+    budget = book.budgets[SHOP]
+    assert (budget.reserve, budget.charged, budget.free) == (1, 2, 0)
+    book.dead("far", local=False)
+    assert (budget.reserve, budget.charged) == (0, 3)  # it had nothing: no host is left that could be lost
+
+
+def test_the_reserve_is_for_ending_the_sessions_of_a_lost_host() -> None:
+    book = ledger()
+    book.attach("near", claim("near", 3))
+    for name in ("far", "farther"):
+        book.attach(name, claim(name, 3), local=False)
+    fill(book, "far", 2)
+    budget = book.budgets[SHOP]
+    book.report(("near", 1), 0, busy(0, waiting=1))
+    assert (budget.reserve, budget.charged) == (1, 2)
+    book.dead("far", local=False)
+    assert (budget.reserve, budget.charged) == (0, 3)  # who ends these sessions needs a connection
+    for lease in list(budget.quarantined):
+        book.gone(SHOP, lease)
+    assert budget.reserve == 1
+
+
+def test_a_budget_of_one_has_no_reserve() -> None:
+    book = ledger()
+    book.attach("far", claim("far", 1), local=False)
+    book.report(("far", 1), 0, busy(0, waiting=1))
+    assert book.budgets[SHOP].charged == 1
+
+
+# -- claims -----------------------------------------------------------------------------------------------------------
+
+
+def held(*leases: int) -> list[HeldLease]:
+    return [HeldLease(lease, LeaseState.OPEN) for lease in leases]
+
+
+def test_claims_beyond_the_size_are_charged_and_said_once() -> None:
+    book = ledger(operator_size=3)
+    book.attach("a", claim("a", leases=held(1, 2)))
+    for _ in range(3):
+        book.attach("b", claim("b", leases=held(3, 4, 5)))
+    budget = book.budgets[SHOP]
+    assert (budget.charged, budget.free) == (5, -2)
+    assert len(book.notices) == 1
+    assert "5 connections are claimed, and the budget is 3; the last claim is of b, which holds 3" in book.notices[0]
+    book.report(("a", 1), 0, busy(2, waiting=1))
+    book.take("b", Returned(1, [3, 4]))
+    assert not [m for m in said(book, "a") if isinstance(m, Granted)]
+    book.take("b", Returned(1, [5]))
+    assert [len(m.leases) for m in said(book, "a") if isinstance(m, Granted)] == [1]
+    book.attach("b", claim("b", leases=held(6, 7)))
+    assert len(book.notices) == 2  # it had come down to the size in between
+
+
+def test_a_lease_stays_with_who_has_it_whoever_else_claims_it() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 3))
+    leases = fill(book, "a", 2)
+    book.attach("b", claim("b", 3, leases=held(*leases, 99)))
+    assert book.budgets[SHOP].pools["b", 1].leases.keys() == {99}
+    assert book.budgets[SHOP].charged == 3
+    book.dead("a", local=True)
+    book.attach("b", claim("b", 3, leases=held(*leases, 99)))
+    assert (book.budgets[SHOP].charged, len(book.budgets[SHOP].quarantined)) == (3, 2)
+
+
+def test_a_process_may_say_that_a_lease_is_in_another_of_its_pools() -> None:
+    book = ledger()
+    book.attach("a", claim("a", 3, leases=held(1)))
+    book.attach("a", PoolClaim(2, "a", SHOP, 0, 3, True, held(1)))
+    budget = book.budgets[SHOP]
+    assert (budget.charged, budget.pools["a", 1].leases, list(budget.pools["a", 2].leases)) == (1, {}, [1])
+    kinds = [(record.kind, record.key) for record in book.records if record.held or record.leases]
+    assert kinds == [("attached", ("a", 1)), ("attached", ("a", 2)), ("returned", ("a", 1))]
+
+
+def test_quarantine_is_not_for_a_process_to_claim() -> None:
+    book = ledger()
+    book.attach("a", claim("a", 3, leases=[HeldLease(1, LeaseState.QUARANTINED)]))
+    assert state_of(book, "a", 1) is LeaseState.CONNECTING
+    moved(book, "a", 1, LeaseState.CLOSING)
+    assert state_of(book, "a", 1) is LeaseState.CLOSING
+
+
+def test_a_pool_that_is_refused_holds_nothing() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 3))
+    fill(book, "a", 2)
+    book.attach("a", claim("a", 4))
+    assert isinstance(said(book, "a")[-1], Refused)
+    assert book.budgets[SHOP].charged == 0
+    assert ("a", 1) not in book.budgets[SHOP].pools
+
+
+def test_there_are_only_so_many_budgets_and_pools_of_one_process() -> None:
+    book = ledger()
+    for number in range(MOST_BUDGETS + 1):
+        book.attach(f"member {number % 2}", PoolClaim(number, "a", f"db {number}", 0, 3, True))
+    assert len(book.budgets) == MOST_BUDGETS
+    (refused,) = [m for m in said(book, "member 0") if isinstance(m, Refused)]
+    assert "budgets for 1000 databases" in refused.reason
+    book.attach("member 1", PoolClaim(9999, "a", "one more", 0, 3, True, held(1)))
+    assert book.budgets["one more"].charged == 1  # who holds something is counted
+    many = ledger()
+    for number in range(MOST_POOLS + 1):
+        many.attach("a", PoolClaim(number, "a", SHOP, 0, 3, True))
+    assert len(many.budgets[SHOP].pools) == MOST_POOLS
+    many.attach("b", claim("b", 3))
+    assert ("b", 1) in many.budgets[SHOP].pools
+
+
+@pytest.mark.parametrize("number", [-(2**63), -1, 10**9, 2**64 - 1])
+def test_demands_and_sizes_are_cut_to_what_can_be(number: int) -> None:
+    book = ledger()
+    book.attach("a", PoolClaim(1, "a", SHOP, number, 2**64 - 1, True))
+    book.report(("a", 1), number, Demand(number, number, number, number, number))
+    budget = book.budgets[SHOP]
+    assert budget.size == MOST_CONNECTIONS
+    assert budget.charged == (MOST_WANTED if number > 0 else 0)
+    assert all(0 <= one <= MOST_CONNECTIONS for one in budget.pools["a", 1].demand)
+
+
+# -- the dead ---------------------------------------------------------------------------------------------------------
+
+
+def orphaned(*others: str) -> tuple[Ledger, list[Orphan]]:
+    """A ledger with `others`, and what a dead process has left."""
+    book = ledger()
+    for name in ("dead", *others):
+        book.attach(name, claim(name, 4))
+    fill(book, "dead", 2)
+    book.dead("dead", local=False)
+    book.outbox.clear()
+    return book, list(book.budgets[SHOP].quarantined.values())
+
+
+def asked(book: Ledger) -> list[str]:
+    names = [to for to, message in book.outbox if isinstance(message, End)]
+    book.outbox.clear()
+    return names
+
+
+def test_when_one_does_not_answer_the_next_is_asked() -> None:
+    book, orphans = orphaned("a", "b", "c")
+    book.report(("b", 1), 0, Demand(0, 1, 0, 0, 0))
+    order = []
+    for _ in range(6):
+        book.have_ended(book.budgets[SHOP], orphans)
+        order += asked(book)
+    assert order == ["b", "a", "c", "b", "a", "c"]  # the first has an idle connection
+
+
+def test_nobody_is_asked_who_has_not_reported_yet() -> None:
+    book, orphans = orphaned()
+    book.recover(SHOP, ("silent", 1), "silent", [HeldLease(99)])
+    book.have_ended(book.budgets[SHOP], orphans)
+    assert asked(book) == []
+    assert orphans[0].asked_at is None
+
+
+def test_ended_counts_only_from_who_was_asked() -> None:
+    book, orphans = orphaned("a", "b")
+    leases = [orphan.held.lease for orphan in orphans]
+    book.have_ended(book.budgets[SHOP], orphans[:1])
+    (name,) = asked(book)
+    other = "b" if name == "a" else "a"
+    book.take(other, Ended(1, leases))
+    book.take("nobody", Ended(1, leases))
+    assert book.budgets[SHOP].charged == 2
+    book.take(name, Ended(1, [*leases, 12345]))
+    assert list(book.budgets[SHOP].quarantined) == leases[1:]
+
+
+def test_who_was_taken_for_dead_gets_back_what_it_claims_and_the_rest_is_free() -> None:
+    book, orphans = orphaned("a")
+    kept, lost = (orphan.held.lease for orphan in orphans)
+    book.rejoined("dead", [claim("dead", 4, leases=held(kept))], local=False)
+    budget = book.budgets[SHOP]
+    assert (budget.held, budget.quarantined, budget.lost) == (1, {}, 0)
+    assert [record.held.lease for record in book.records if record.kind == "returned" and record.held] == [lost]
+
+
+def test_a_pool_that_a_process_does_not_state_any_more_is_no_more() -> None:
+    book = ledger()
+    book.attach("a", claim("a", 4, leases=held(1)))
+    book.attach("a", PoolClaim(2, "a", SHOP, 0, 4, True, held(2)))
+    book.rejoined("a", [PoolClaim(2, "a", SHOP, 0, 4, True, held(2))], local=True)
+    assert book.budgets[SHOP].pools.keys() == {("a", 2)}
+    assert book.budgets[SHOP].charged == 1
+
+
+def test_a_silent_member_stays_charged_and_the_rest_is_shared() -> None:
+    book = ledger(operator_size=4)
+    book.granting = False
+    book.recover(SHOP, ("silent", 1), "silent", [HeldLease(1), HeldLease(2)])
+    book.attach("a", claim("a"))
+    book.report(("a", 1), 0, Demand(0, 0, 0, 9, 9))
+    book.start_granting()
+    assert book.silent_members() == {"silent"}
+    assert [len(m.leases) for m in said(book, "a") if isinstance(m, Granted)] == [2]
+    assert not [m for m in said(book, "silent") if isinstance(m, Ceiling)]
+    book.rejoined("silent", [claim("silent", leases=held(2))], local=True)
+    assert book.silent_members() == set()
+    assert book.budgets[SHOP].charged == 4
+
+
+def test_nothing_is_granted_while_it_is_not_known_who_holds_what() -> None:
+    book = ledger()
+    book.granting = False
+    book.attach("a", claim("a", 3, min_size=3))
+    book.report(("a", 1), 0, busy(0, waiting=3))
+    book.look_again()
+    book.relax()
+    book.attach("b", claim("b", 3))
+    book.dead("b", local=True)
+    assert book.budgets[SHOP].charged == 0
+    book.start_granting()
+    assert book.budgets[SHOP].charged == 2
