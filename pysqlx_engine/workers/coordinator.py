@@ -3,6 +3,12 @@
 One loop over one poller: messages from processes, the deaths of processes, questions from `pysqlx-ctl`, signals, and
 timers. Each event goes into the core, and what comes of it is sent. The coordinator opens no database connection and
 knows no password.
+
+Processes of this host come by the socket in the run's directory, which only their user can open. Where the coordinator
+listens on tcp:// as well, that is a second ROUTER. One for both would route by the name that a peer gives itself, and
+whoever comes by tcp:// could take the place of a process of this host; with two, a name that came by tcp:// is marked
+as such, which is also how an answer finds its way back. And each has its own queues, limits and keys: neither junk nor
+a flood on one delays the other by more than its turn in the loop.
 """
 
 from __future__ import annotations
@@ -21,10 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 from ..engine import sockets
+from ..errors import SettingsError
 from .control import ControlServer, Json, Reply
 from .coordinator_core import CoordinatorCore
+from .endpoints import Listening, listening
+from .fleet import TERM
 from .journal import Journal
 from .ledger import Budget, MemberId, PoolKey
 from .membership import host_identity
@@ -54,6 +64,20 @@ UNREAD = 1000
 """Messages of one process that are taken from its connection before they are looked at: the rest stays with it."""
 AT_ONCE = 50
 """Messages that are looked at before something is sent, and somebody else gets a turn."""
+BY_TCP = "tcp:"
+"""In front of the names of members that came by tcp://."""
+HANDSHAKE = 5_000
+"""Milliseconds that a peer has to show that it speaks our protocol and has the keys."""
+HEARTBEAT = (1_000, 4_000)
+"""Milliseconds between two signs of life of a connection over tcp://, and without any before it counts as broken. TCP
+itself would take minutes; with this both sides are rid of it, and a link that heals is connected anew at once."""
+REFUSED_AGAIN = 60.0
+"""Seconds between two lines about wrong keys at one address."""
+MOST_REFUSED = 1000
+"""Addresses of which that is remembered."""
+_ZAP = "inproc://zeromq.zap.01"
+"""Where ZeroMQ asks whether a peer's key is let in (RFC 27)."""
+_ZAP_DOMAIN = b"pysqlx"
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,14 @@ class CoordinatorConfig:
     """The operator's budget for each database; None: what the scripts state."""
     name: str
     supervised: bool = True
-    """Whether nobody can have joined before who is not in the journal: the supervisor starts us before its workers."""
+    """Whether no process of this host can have joined before who is not in the journal: the supervisor starts us before
+    its workers."""
+    bind: str | None = None
+    """tcp://HOST:PORT where processes of other hosts can join, see `endpoints.listening`."""
+    curve_keys: str | None = None
+    """The file with the keys that these need, see `keys`."""
+    term: float = TERM
+    """Seconds without a sign of life after which a process of another host is taken for dead."""
 
 
 @dataclass
@@ -77,7 +108,11 @@ class _Status:
 
 
 class Coordinator:
+    """Raises SettingsError for an address where it is not safe to listen, ZMQError and OSError for what the system does
+    not allow."""
+
     def __init__(self, config: CoordinatorConfig) -> None:
+        where = listening(config.bind, config.curve_keys) if config.bind is not None else None
         directory = RunDirectory(config.name, Path(config.directory))
         self._config = config
         self._claims = DatabaseClaims(directory)
@@ -91,20 +126,20 @@ class Coordinator:
         self._stopping = False
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that reconnects is the same process
-        self._router.setsockopt(zmq.LINGER, 0)
-        # No limit: a lease that is dropped on the way to a stopped process would be lost. What can pile up is bounded,
-        # because a process is granted nothing while it does not answer.
-        self._router.setsockopt(zmq.SNDHWM, 0)
-        self._router.setsockopt(zmq.RCVHWM, UNREAD)
-        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._router = self._new_router()
+        self._tcp_router: zmq.Socket[bytes] | None = None
+        self._zap: zmq.Socket[bytes] | None = None
+        self._let_in: frozenset[bytes] = frozenset()
+        """Keys of those that may join by tcp://."""
+        self._refused: dict[bytes, float] = {}
+        """When it was said last that somebody at this address has the wrong keys."""
         mask = os.umask(0o177)
         try:
             self._router.bind(f"ipc://{directory.socket}")
         finally:
             os.umask(mask)
+        if where is not None:
+            self._listen_on_tcp(where)
         self._control = ControlServer(directory.control, self._answer)
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._control.fileno(), zmq.POLLIN)
@@ -115,8 +150,41 @@ class Coordinator:
             self,
             time.monotonic(),
             supervised=config.supervised,
-            remote=False,
+            remote=where is not None,
+            term=config.term,
         )
+
+    def _new_router(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a process that reconnects is the same process
+        router.setsockopt(zmq.LINGER, 0)
+        # No limit: a lease that is dropped on the way to a stopped process would be lost. What can pile up is bounded,
+        # because a process is granted nothing while it does not answer.
+        router.setsockopt(zmq.SNDHWM, 0)
+        router.setsockopt(zmq.RCVHWM, UNREAD)
+        router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        return router
+
+    def _listen_on_tcp(self, where: Listening) -> None:
+        router = self._tcp_router = self._new_router()
+        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+        router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT[0])
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT[1])
+        router.setsockopt(zmq.IPV6, where.ipv6)
+        if where.keys is not None:
+            # First of all: a server of CURVE that finds nobody to ask lets everybody in, unless it is told to enforce.
+            self._zap = self._context.socket(zmq.ROUTER)
+            self._zap.setsockopt(zmq.LINGER, 0)
+            self._zap.bind(_ZAP)
+            self._poller.register(self._zap, zmq.POLLIN)
+            self._let_in = where.keys.clients
+            router.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.CURVE_SECRETKEY, where.keys.secret)
+        router.bind(where.endpoint)
+        self._poller.register(router, zmq.POLLIN)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -133,18 +201,26 @@ class Coordinator:
             self._core.now = time.monotonic()
             for source, _ in ready:
                 if source is self._router:
-                    self._receive(AT_ONCE)
+                    self._receive(self._router, AT_ONCE)
+                elif source is self._tcp_router:
+                    self._receive(self._tcp_router, AT_ONCE)
+                elif source is self._zap:
+                    self._let_in_or_not()
                 elif source == self._control.fileno():
                     self._control.handle_readable()
                 elif source == wake_fd:
                     os.read(wake_fd, 4096)
             if dead:
-                self._receive(UNREAD)  # what they had still said comes first
+                for router in (self._router, self._tcp_router):
+                    if router is not None:
+                        self._receive(router, UNREAD)  # what they had still said comes first
                 for member in dead:
                     self._core.died(member)
             self._flush()
         self._control.close()
-        self._router.close()
+        for socket in (self._router, self._tcp_router, self._zap):
+            if socket is not None:
+                socket.close()
         self._context.term()
 
     def _timeout(self) -> int | None:
@@ -189,42 +265,75 @@ class Coordinator:
 
     def _send(self, member: MemberId, message: FromCoordinator) -> None:
         # Fails only for a process that is gone: its death is told by its pidfd, and one that comes back says hello.
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart([member.encode(), encode(message)], zmq.NOBLOCK)
+        router = self._tcp_router if member.startswith(BY_TCP) else self._router
+        if router is not None:  # the journal may name members by tcp:// of a time when we listened there
+            with contextlib.suppress(zmq.ZMQError):
+                identity = member.removeprefix(BY_TCP).encode()
+                router.send_multipart([identity, encode(message)], zmq.NOBLOCK)
 
     # -- processes ------------------------------------------------------------------------------------------------
 
-    def _receive(self, most: int) -> None:
+    def _receive(self, router: zmq.Socket[bytes], most: int) -> None:
+        prefix = BY_TCP if router is self._tcp_router else ""
         for _ in range(most):
             try:
-                identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
+                identity, *frames = router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if not self._rates.allows(identity, sum(map(len, frames)), self._core.now):
-                if self._rates.first_refusal(identity):
-                    logger.warning("%r sends more than it may: the rest is dropped", identity)
+            shown = prefix.encode() + identity
+            if not self._rates.allows(shown, sum(map(len, frames)), self._core.now):
+                if self._rates.first_refusal(shown):
+                    logger.warning("%r sends more than it may: the rest is dropped", shown)
                 continue
             try:
                 (data,) = frames
-                member = identity.decode("ascii")
+                name = identity.decode("ascii")
+                if name.startswith(BY_TCP):
+                    raise ValueError(f"no name may begin with {BY_TCP}")
                 message = decode_from_process(data)
             except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-                self._refuse_unread(identity, frames, error)
+                self._refuse_unread(router, shown, [identity, *frames], error)
                 continue
+            member = prefix + name
             self._core.received(member, message)
             if isinstance(message, ProcessPacket):
                 for question in self._questions:
                     question.missing -= {(member, getattr(one, "pool", 0)) for one in message.messages}
 
-    def _refuse_unread(self, identity: bytes, frames: list[bytes], error: Exception) -> None:
+    def _refuse_unread(self, router: zmq.Socket[bytes], shown: bytes, parts: list[bytes], error: Exception) -> None:
         """What cannot be read is dropped. One that says hello in another version is told so."""
-        version = version_of(frames[0]) if len(frames) == 1 else None
+        version = version_of(parts[1]) if len(parts) == 2 else None
         if version in {None, VERSION}:
-            logger.warning("dropped a message of %r that is none: %s", identity, error)
+            logger.warning("dropped a message of %r that is none: %s", shown, error)
             return
         reason = f"the coordinator speaks version {VERSION} of the protocol, this process {version}"
         with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart([identity, encode(Unwelcome(self._core.fleet.epoch, reason))], zmq.NOBLOCK)
+            router.send_multipart([parts[0], encode(Unwelcome(self._core.fleet.epoch, reason))], zmq.NOBLOCK)
+
+    def _let_in_or_not(self) -> None:
+        """Answer ZeroMQ, which asks about each peer that has shown to have the secret key of the public key it names.
+        Here and not in a thread of its own: then there is nobody to ask only when nobody could join either."""
+        assert self._zap is not None
+        for _ in range(AT_ONCE):
+            try:
+                requester, empty, version, request, *rest = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            _domain, address, _identity, mechanism, *credentials = rest
+            let_in = mechanism == b"CURVE" and len(credentials) == 1 and z85.encode(credentials[0]) in self._let_in
+            status = b"200" if let_in else b"400"
+            self._zap.send_multipart([requester, empty, version, request, status, b"", b"", b""], zmq.NOBLOCK)
+            if not let_in:
+                self._say_refused(address)
+
+    def _say_refused(self, address: bytes) -> None:
+        """Once in a while: who is refused tries again."""
+        now = self._core.now
+        if len(self._refused) >= MOST_REFUSED:
+            self._refused.clear()
+        if now - self._refused.get(address, -REFUSED_AGAIN) >= REFUSED_AGAIN:
+            self._refused[address] = now
+            logger.warning("refused a process at %r: its key is not one of those that may join", address)
 
     # -- the host, as the core knows it ---------------------------------------------------------------------------
 
@@ -323,6 +432,10 @@ def main(config: CoordinatorConfig, ready: Connection | None = None) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
         coordinator = Coordinator(config)
+    except SettingsError as error:
+        sys.exit(str(error))
+    except zmq.ZMQError as error:
+        sys.exit(f"cannot listen on {config.bind or config.directory}: {error.strerror}")
     except OSError as error:
         sys.exit(f"cannot use {config.directory}: {error.strerror}")
     signal.signal(signal.SIGTERM, _only(coordinator.stop))

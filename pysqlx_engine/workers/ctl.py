@@ -1,4 +1,4 @@
-"""`pysqlx-ctl`: look at what runs."""
+"""`pysqlx-ctl`: look at what runs, and make keys for what runs on several hosts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from ..errors import SettingsError
 from .control import Json, ask
@@ -22,10 +23,11 @@ examples:
   pysqlx-ctl status                the only run there is
   pysqlx-ctl status --name api     the run named api
   pysqlx-ctl status --json         the same for programs: one JSON object
+  pysqlx-ctl keygen /etc/pysqlx    keys for processes of several hosts, see docs/hosts.md
 
 exit status:
   0  done
-  1  no such run, or it does not answer
+  1  no such run, or it does not answer; a file cannot be written, or is there already
   2  wrong usage, also when there are several runs and no --name
 """
 
@@ -41,6 +43,8 @@ class _Failure(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "keygen":
+        return _keygen(Path(arguments.directory))
     try:
         answer = _ask_run(arguments.name, {"op": "status"})
     except _Failure as failure:
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pysqlx-engine')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     status = commands.add_parser(
         "status",
         help="show budgets and workers",
@@ -70,7 +74,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--name", metavar="RUN", help="the run to ask (default: the only one there is)")
     status.add_argument("--json", action="store_true", help="print one JSON object")
+    keygen = commands.add_parser(
+        "keygen",
+        help="make keys for processes of other hosts",
+        description="Write coordinator.keys and client.keys, which connections over tcp:// need. Files that are there "
+        "already are left alone.",
+    )
+    keygen.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="where to (default: here)")
     return parser
+
+
+def _keygen(directory: Path) -> int:
+    from .keys import VARIABLE, write_keys
+
+    try:
+        coordinator, client = write_keys(directory)
+    except FileExistsError as error:
+        print(
+            f"pysqlx-ctl: {error.filename} is there already: new keys would shut out everybody who has the old ones; "
+            "remove it, or name another directory",
+            file=sys.stderr,
+        )
+        return FAILED
+    except OSError as error:
+        print(f"pysqlx-ctl: cannot write keys into {directory}: {error.strerror}", file=sys.stderr)
+        return FAILED
+    print(
+        f"{coordinator}\n"
+        "    stays on the coordinator's host; start it with\n"
+        f"    {VARIABLE}={coordinator} pysqlx-run --bind tcp://ADDRESS:PORT --name NAME ...\n"
+        f"{client}\n"
+        "    copy it, by scp for example, to each host whose processes join; start these with\n"
+        f"    {VARIABLE}={client.name} PYSQLX_COORDINATOR=tcp://ADDRESS:PORT ...\n"
+        "Both hold secret keys and have mode 0600: who can read client.keys can join."
+    )
+    return DONE
 
 
 def _ask_run(name: str | None, question: Json) -> Json:

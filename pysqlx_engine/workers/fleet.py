@@ -28,7 +28,8 @@ from .messages import (
 )
 
 TERM = 6.0
-"""Seconds without a sign of life after which a process that the kernel does not tell us about counts as dead."""
+"""Seconds without a sign of life after which a process that the kernel does not tell us about counts as dead, unless
+the settings say otherwise."""
 LEARNING = 2.0
 """Seconds that a restarted coordinator waits for a member that lives but does not report, before it grants to others.
 What the journal says of the silent one stays charged."""
@@ -61,12 +62,16 @@ class Member:
     answer: bool = False
     """Whether it has to hear that it was heard."""
     lost_at: float = float("-inf")
+    term: float = TERM
+    """The term that it goes by, perhaps still a former coordinator's: so long it may believe that it can open
+    connections."""
 
 
 @dataclass(slots=True)
 class Fleet:
     epoch: int
     ledger: Ledger
+    term: float = TERM
     members: dict[MemberId, Member] = field(default_factory=dict)
     expected: set[MemberId] = field(default_factory=set)
     """Members that the journal names, that may live, and that have not said hello yet."""
@@ -143,7 +148,7 @@ class Fleet:
         self._waits = unknown
         if self.expected or unknown:
             self.ledger.granting = False
-            self._learning_due = self._now + (TERM + MARGIN if unknown and remote else LEARNING)
+            self._learning_due = self._now + (self.term + MARGIN if unknown and remote else LEARNING)
 
     # -- members come and go --------------------------------------------------------------------------------------
 
@@ -158,7 +163,7 @@ class Fleet:
             self.dropped += 1
             return
         if member is None:
-            member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now)
+            member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now, term=self.term)
             self.joined.append((name, member))
             if local:
                 # A process has one link. That its pid has another member means that it has replaced itself (execv): the
@@ -166,6 +171,8 @@ class Fleet:
                 for other, its in list(self.members.items()):
                     if other != name and its.local and (its.pid, its.started) == (hello.pid, hello.started):
                         self.died(other)
+        elif member.term < self.term:  # a former coordinator's was shorter; a longer one counts until it has our answer
+            self._tell_term(name, member)
         self._expired.pop(name, None)
         member.session, member.taken, member.sent = hello.session, 0, 0
         member.heard = self._now
@@ -174,8 +181,13 @@ class Fleet:
         # What could not be said yet is of before: what it claims now is what it holds.
         self.ledger.outbox = [(to, message) for to, message in self.ledger.outbox if to != name]
         self._outbox = [(to, message) for to, message in self._outbox if to != name]
-        self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else TERM)))
+        self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else self.term)))
         self.ledger.rejoined(name, hello.pools, local=member.local)
+
+    def _tell_term(self, name: MemberId, member: Member) -> None:
+        member.term = self.term
+        if not member.local:
+            self.joined.append((name, member))  # for the journal, which has it with a former coordinator's term
 
     def refuse(self, name: MemberId, reason: str) -> None:
         self._outbox.append((name, Unwelcome(self.epoch, reason)))
@@ -204,6 +216,8 @@ class Fleet:
         else:
             member.taken = packet.number
             member.heard = self._now
+            if member.term > self.term:
+                self._tell_term(name, member)
             member.answer = not member.local
             for message in packet.messages:
                 self.ledger.take(name, message, local=member.local)
@@ -238,4 +252,4 @@ class Fleet:
 
 
 def _term_ends(member: Member) -> float:
-    return member.heard + TERM + MARGIN
+    return member.heard + member.term + MARGIN

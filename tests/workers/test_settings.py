@@ -12,7 +12,7 @@ from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.log_config import LOG_CONFIG
 from pysqlx_engine.settings import (
     LOG_SWITCHES,
-    load_coordinator,
+    load_join_settings,
     load_pool_settings,
     load_run_settings,
     worker_environment,
@@ -99,7 +99,7 @@ def test_a_bad_option_is_named_with_its_value_and_what_is_allowed():
 def test_an_address_of_a_coordinator_is_a_path_or_a_host_with_a_port(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYSQLX_COORDINATOR", address)
     assert load_run_settings().coordinator == address
-    assert load_coordinator() == address
+    assert load_join_settings().coordinator == address
 
 
 @pytest.mark.parametrize(
