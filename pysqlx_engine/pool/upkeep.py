@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
@@ -59,8 +59,11 @@ _LISTED = {
     "mysql": "SELECT id, host AS client FROM information_schema.processlist WHERE id IN ({})",
 }
 
-Borrow = Callable[[float], Awaitable[ConnInfo]]
-"""Another connection of the pool, within so many seconds."""
+
+class Borrow(Protocol):
+    """Another connection of the pool, within `patience` seconds; with `first` before anybody who waits already."""
+
+    def __call__(self, patience: float, first: bool = False) -> Awaitable[ConnInfo]: ...
 
 
 class Upkeep:
@@ -290,7 +293,8 @@ class Upkeep:
     async def end_sessions(self, sessions: Sequence[OrphanedSession]) -> list[Lease]:
         """Have the server end these, through a connection of the pool. Gives the leases of those that it has no more
         when `END_TIMEOUT` has passed, or all are gone. Raises PoolTimeoutError, and what the database says."""
-        other = await self._borrow(END_PATIENCE)
+        # Before all users: they may wait for what these sessions keep from them, and have the rest in use meanwhile.
+        other = await self._borrow(END_PATIENCE, first=True)
         try:
             listed = _LISTED.get(other.engine._provider)
             if listed is None or not sessions:

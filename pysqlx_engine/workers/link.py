@@ -181,7 +181,11 @@ class Link(Membership):
         elif event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
             obstacle = f"does not use keys, and this process does ({VARIABLE}): start it with keys"
         elif keys is not None:
-            obstacle = f"did not answer to this process's keys: has it other ones than {VARIABLE}={keys.path} names?"
+            obstacle = (
+                f"did not answer to this process's keys: has it others than {VARIABLE}={keys.path} names, or none?"
+            )
+        elif self._where.endpoint.startswith("tcp://"):
+            obstacle = f"closed the connection: does it want keys? Name them in {VARIABLE}"
         self.obstacle = obstacle
         if event != zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # after that one ZeroMQ tries again by itself
             self._again_at = self.now() + AGAIN

@@ -105,14 +105,14 @@ def test_keys_of_somebody_else_are_refused(keys: tuple[str, str]) -> None:
 
 
 def test_a_file_that_holds_no_keys_is_named_and_not_quoted(tmp_path: Path, keys: tuple[str, str]) -> None:
-    with pytest.raises(SettingsError, match="needs the file client.keys"):
+    with pytest.raises(SettingsError, match=r"needs the file client\.keys"):
         client_keys(keys[0])
-    with pytest.raises(SettingsError, match="needs the file coordinator.keys"):
+    with pytest.raises(SettingsError, match=r"needs the file coordinator\.keys"):
         coordinator_keys(keys[1])
     with pytest.raises(SettingsError, match=r"nowhere: cannot read the keys: No such file"):
         client_keys(str(tmp_path / "nowhere"))
     with pytest.raises(SettingsError, match="no regular file"):
-        client_keys(str(tmp_path))
+        client_keys("/dev/null")
     secret = client_keys(keys[1]).secret.decode()
     Path(keys[1]).write_text(f"client-secret {secret}x\n")
     with pytest.raises(SettingsError, match="line 1: no key; a line is one of") as caught:
@@ -213,7 +213,7 @@ async def test_who_has_other_keys_or_none_never_joins_and_is_told_why(
     with coordinator(tmp_path, keys[0]) as address:
         with pytest.raises(PoolTimeoutError, match=rf"the coordinator at {address} refused this process's keys: it kn"):
             await start_of(postgresql_uri, monkeypatch, address, str(unknown))
-        with pytest.raises(PoolTimeoutError, match=r"did not answer to this process's keys: has it other ones"):
+        with pytest.raises(PoolTimeoutError, match=r"did not answer to this process's keys: has it others than"):
             await start_of(postgresql_uri, monkeypatch, address, str(others))
         with pytest.raises(
             PoolTimeoutError, match=r"refused this process, which has no keys: name them in PYSQLX_CURV"
@@ -226,7 +226,9 @@ async def test_a_coordinator_without_keys_is_not_joined_by_who_expects_some(
     postgresql_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, str]
 ) -> None:
     with coordinator(tmp_path, "") as address:
-        with pytest.raises(PoolTimeoutError, match=r"does not use keys, and this process does"):
+        with pytest.raises(
+            PoolTimeoutError, match=r"does not use keys|did not answer to this process's keys: has it others .* or none"
+        ):
             await start_of(postgresql_uri, monkeypatch, address, keys[1])
         assert members(tmp_path) == []
 

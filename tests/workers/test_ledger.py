@@ -10,9 +10,11 @@ from pysqlx_engine.workers.messages import (
     Attached,
     Ceiling,
     Denied,
+    End,
     FromCoordinator,
     Granted,
     HeldLease,
+    LeaseState,
     PoolClaim,
     Refused,
     Returned,
@@ -218,3 +220,30 @@ def test_a_budget_that_nobody_uses_any_more_is_forgotten(size: int) -> None:
     assert book.budgets == {}
     book.attach("b", claim("b", size + 1))
     assert book.budgets[SHOP].size == size + 1
+
+
+def held(lease: int, server_id: int) -> HeldLease:
+    return HeldLease(lease, LeaseState.OPEN, server_id, (f"192.0.2.1:{server_id}", "192.0.2.2:5432"))
+
+
+def test_the_reserve_is_for_whoever_ends_the_sessions_of_a_lost_host_and_not_for_those_who_wait() -> None:
+    book = ledger(5)
+    book.attach("far", claim("far", leases=[held(901, 1), held(902, 2), held(903, 3)]), local=False)
+    book.attach("a", claim("a", leases=[held(904, 4)]))
+    book.attach("b", claim("b"))
+    for member, in_use in (("a", 1), ("b", 0)):
+        book.report((member, 1), 0, busy(in_use, waiting=2))
+    book.dead("far", local=False)
+    (budget,) = book.budgets.values()
+    assert (budget.charged, budget.lost, budget.free) == (4, 3, 0)
+    for member in ("a", "b"):
+        assert not [message for message in said(book, member) if isinstance(message, Granted)]
+    book.have_ended(budget, list(budget.quarantined.values()))
+    # `a` has a connection, but it is in use: it hears first what to do, and then gets what it needs for it.
+    kinds = [type(message) for message in said(book, "a") if isinstance(message, End | Granted)]
+    assert kinds == [End, Granted]
+    assert not [message for message in said(book, "b") if isinstance(message, Granted)]
+    assert budget.charged == 5
+    book.ended(("a", 1), [901, 902, 903])
+    assert sum(len(m.leases) for m in said(book, "b") if isinstance(m, Granted)) == 2
+    assert budget.reserve == 0
