@@ -18,7 +18,8 @@ END_AFTER = 0.01
 UNNAMED = 150.0
 """Seconds after which a lease that a process of another host had been granted, and of whose connection we never heard,
 is for none: an attempt to connect has ended by then (75 s, and 60 s for a login that the driver gave up), and what was
-opened but not heard of, such a process closes when its term is over."""
+opened but not heard of, such a process closes when its term is over. So it does with what nobody else could end, see
+`HeldLease.endable`, and the same holds for that."""
 SLOW_POLL = 0.25
 """Seconds between two looks when no kernel is to be asked."""
 END_AGAIN = 2.5
@@ -56,13 +57,12 @@ class Orphans:
         known: set[Endpoints] | None = None
         asks_kernel = False
         for budget, orphan in ledger.orphans():
-            if budget.database.startswith("sqlite:"):
-                if orphan.local:  # its descriptors died with the process
+            if not orphan.local:
+                if not (orphan.held.known and orphan.held.endable) and now - orphan.since >= UNNAMED:
                     ledger.gone(budget.database, orphan.held.lease)
                 continue
-            if not orphan.local:
-                if not orphan.held.known and now - orphan.since >= UNNAMED:
-                    ledger.gone(budget.database, orphan.held.lease)
+            if budget.database.startswith("sqlite:"):  # its descriptors died with the process
+                ledger.gone(budget.database, orphan.held.lease)
                 continue
             asks_kernel = True
             if orphan.held.address is None and known is None:
@@ -105,8 +105,7 @@ class Orphans:
         due = [
             orphan
             for orphan in budget.quarantined.values()
-            if orphan.held.server_id is not None
-            and orphan.held.address is not None
+            if orphan.held.endable
             and now - orphan.since >= END_AFTER
             and (orphan.asked_at is None or now - orphan.asked_at >= END_AGAIN)
         ]
