@@ -51,9 +51,12 @@ END_TIMEOUT = 1.0
 """Seconds that these sessions are then waited for to be gone."""
 END_POLL = 0.002
 """Seconds between two looks whether they are."""
+HIDDEN_POLL = 0.05
+"""The same while some of them can only be asked for one by one."""
 
 _CANCEL = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
 _END = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL CONNECTION {}"}
+_NO_SUCH_THREAD = "1094"
 _LISTED = {
     "postgresql": "SELECT pid AS id, client_port::text AS client FROM pg_stat_activity WHERE pid IN ({})",
     "mysql": "SELECT id, host AS client FROM information_schema.processlist WHERE id IN ({})",
@@ -304,9 +307,13 @@ class Upkeep:
             told: set[int] = set()
             deadline = time.monotonic() + END_TIMEOUT
             while left:
+                hidden = False
                 rows = await other.engine.query_as_dict(listed.format(ids))
                 ports = {int(row["id"]): _port_of(row["client"]) for row in rows}
                 for server_id, session in list(left.items()):
+                    if server_id not in ports and server_id not in told and await self._is_hidden(other, server_id):
+                        hidden = True
+                        continue
                     # The same id with another port is somebody else's session, and never ended. One whose port we may
                     # not see may be the one in question.
                     if server_id not in ports or ports[server_id] not in {None, _port_of(session.address[0])}:
@@ -317,10 +324,21 @@ class Upkeep:
                             await other.engine.raw_cmd(_END[other.engine._provider].format(server_id))
                 if not left or time.monotonic() > deadline:
                     break
-                await asyncio.sleep(END_POLL)
+                await asyncio.sleep(HIDDEN_POLL if hidden else END_POLL)
             return [session.lease for session in sessions if session.server_id not in left]
         finally:
             self._give_back(other)
+
+    async def _is_hidden(self, other: ConnInfo, server_id: int) -> bool:
+        """Whether a session that is not listed is there all the same: MySQL lists other users' only for who has the
+        PROCESS privilege. Such a one it does not end, but says that it is not ours; PostgreSQL lists all."""
+        if other.engine._provider != "mysql":
+            return False
+        try:
+            await other.engine.raw_cmd(_END["mysql"].format(server_id))
+        except PySQLXError as error:
+            return error.code != _NO_SUCH_THREAD
+        return False
 
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""
