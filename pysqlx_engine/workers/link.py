@@ -129,8 +129,9 @@ class Link(Membership):
                         self._receive_all(socket)
                     self._send(socket)
                 socket.disable_monitor()
-        self.disconnected()
-        self._pause_between()
+        if not self._stopping:  # else it is us who leave: the coordinator is not gone
+            self.disconnected()
+            self._pause_between()
 
     def _set_up_for_hosts(self, socket: zmq.Socket[bytes]) -> None:
         where = self._where
