@@ -16,6 +16,7 @@ from .errors import PoolRefusedError
 from .pool.budget import Budget, LocalBudget, PoolRequest, use_provider
 
 if TYPE_CHECKING:
+    from .settings import JoinSettings
     from .workers.leased_budget import LocalLink
 
 
@@ -23,10 +24,11 @@ def shared_budget(request: PoolRequest) -> Budget:
     if request.uri.identity is None:  # a database in memory is each connection's own
         return LocalBudget(request.max_size)
     # Imported when needed: a single process loads neither ZeroMQ nor what speaks it.
-    if endpoint := _coordinator():
+    settings = _join_settings()
+    if settings is not None and settings.coordinator is not None:
         from .workers.link import join
 
-        return join(endpoint, request)
+        return join(settings.coordinator, settings.curve_keys, request)
     if os.environ.get("PYSQLX_RUN_ID"):
         worker = os.environ.get("PYSQLX_WORKER_PID")
         if worker != str(os.getpid()):  # a child inherits the worker's environment
@@ -40,12 +42,12 @@ def shared_budget(request: PoolRequest) -> Budget:
     return LocalBudget(request.max_size)
 
 
-def _coordinator() -> str | None:
+def _join_settings() -> JoinSettings | None:
     if not (os.environ.get("PYSQLX_COORDINATOR") or os.environ.get("PYSQLX_SETTINGS")):
         return None
-    from .settings import load_coordinator
+    from .settings import load_join_settings
 
-    return load_coordinator()
+    return load_join_settings()
 
 
 @functools.cache

@@ -32,9 +32,9 @@ __all__ = [
     "CoordinatorSettings",
     "PoolSettings",
     "RunSettings",
-    "load_coordinator_settings",
     "load_pool_settings",
     "load_run_settings",
+    "load_standalone_settings",
     "worker_environment",
 ]
 
@@ -70,7 +70,8 @@ class PoolSettings(_Settings):
     a property of the file and stays."""
 
 
-_COORDINATOR = re.compile(r"ipc://(?P<path>.+)|tcp://(\[[^\[\]]+\]|[^:]+):(?P<port>[0-9]{1,5})")
+_TCP = r"tcp://(\[[^\[\]]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})"
+_COORDINATOR = re.compile(rf"ipc://(?P<path>.+)|{_TCP}")
 _SOCKET_PATH_LIMIT = 107
 """Bytes that the system takes as the path of a socket."""
 
@@ -83,6 +84,13 @@ def _check_coordinator(address: str | None) -> str | None:
         or not 1 <= int(found["port"] or 1) <= 65535
     ):
         raise ValueError("no address of a coordinator")
+    return address
+
+
+def _check_bind(address: str | None) -> str | None:
+    found = re.fullmatch(_TCP, address) if address is not None else None
+    if address is not None and (found is None or not 1 <= int(found["port"]) <= 65535):
+        raise ValueError("no address to listen on")
     return address
 
 
@@ -100,9 +108,39 @@ class JoinSettings(_Settings):
         ),
     ] = None
     """The coordinator to join; `None`: `pysqlx-run` starts one where more than one worker needs it."""
+    curve_keys: Annotated[
+        str | None,
+        Field(description="a file that pysqlx-ctl keygen has written, mode 0600: coordinator.keys or client.keys"),
+    ] = None
+    """The keys of connections over tcp://. Without them a coordinator listens, and is joined, only on loopback."""
 
 
-class RunSettings(JoinSettings):
+class CoordinatorSettings(JoinSettings):
+    """What a coordinator is told."""
+
+    bind: Annotated[
+        str | None,
+        AfterValidator(_check_bind),
+        Field(
+            description=(
+                "tcp://HOST:PORT, where HOST is an address of this machine, a name of one, an interface or * for all; "
+                "all but loopback need --curve-keys"
+            )
+        ),
+    ] = None
+    """Where processes of other hosts can join, besides the socket in the run's directory."""
+    term: Annotated[
+        float,
+        Field(
+            ge=2,
+            le=300,
+            allow_inf_nan=False,
+            description="seconds (2 to 300) without a sign of life until a process of another host counts as dead",
+        ),
+    ] = 6.0
+
+
+class RunSettings(CoordinatorSettings):
     """What `pysqlx-run` is told. Times are in seconds."""
 
     workers: Annotated[int, Field(ge=1, le=4096, description="processes, a whole number from 1 to 4096")] = 1
@@ -119,7 +157,7 @@ class RunSettings(JoinSettings):
     prefix: Annotated[bool, Field(description="true or false")] = True
 
 
-class CoordinatorSettings(_Settings):
+class StandaloneSettings(CoordinatorSettings):
     """What a coordinator on its own is told."""
 
     name: Annotated[str, _RUN_NAME] = "default"
@@ -159,19 +197,19 @@ def load_run_settings(settings: str | None = None, **options: object) -> RunSett
     return run
 
 
-def load_coordinator_settings(settings: str | None = None, **options: object) -> CoordinatorSettings:
+def load_standalone_settings(settings: str | None = None, **options: object) -> StandaloneSettings:
     """The settings of a coordinator on its own, with the parameters of `load_run_settings`.
 
     Raises `SettingsError` for the first bad value, in one line.
     """
     path, entries = _settings_file(settings)
-    return _load(CoordinatorSettings, options, "--{option} {value}", path, entries)
+    return _load(StandaloneSettings, options, "--{option} {value}", path, entries)
 
 
-def load_coordinator() -> str | None:
-    """The address of the coordinator that this process is to join. Raises `SettingsError` for one that is none."""
+def load_join_settings() -> JoinSettings:
+    """Which coordinator this process is to join, and with which keys. Raises `SettingsError` for a bad value."""
     path, entries = _read_settings_file(os.environ.get(FILE_VARIABLE), FILE_VARIABLE)
-    return _load(JoinSettings, {}, "", path, entries).coordinator
+    return _load(JoinSettings, {}, "", path, entries)
 
 
 def worker_environment(settings: str | None = None, **options: object) -> dict[str, str]:

@@ -22,7 +22,9 @@ class FaultProxy:
     All methods may be called from any thread, and take effect before they return.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, host: str = "127.0.0.1") -> None:
+        """`host` is the address of this machine that the server listens on, and that the proxy is to listen on."""
+        self._host = host
         self._server_port = server_port
         self.port = free_port()
         self.connect_delay = 0.0
@@ -80,7 +82,7 @@ class FaultProxy:
 
     async def _start(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=100)
+            self._listener = await asyncio.start_server(self._accept, self._host, self.port, backlog=100)
 
     async def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -109,7 +111,7 @@ class FaultProxy:
         try:
             await asyncio.sleep(self.connect_delay)
             await self._hearing.wait()
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+            server_reader, server_writer = await asyncio.open_connection(self._host, self._server_port)
         except (OSError, asyncio.CancelledError):
             writer.close()
             self._tasks.discard(task)

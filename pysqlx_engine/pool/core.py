@@ -298,8 +298,9 @@ class PoolCore:
                 return None
         return None
 
-    def wait(self, waiter: Waiter, now: float) -> Effects | None:
-        """Queue `waiter`. Raises PoolClosedError, PoolForkedError or PoolQueueFullError."""
+    def wait(self, waiter: Waiter, now: float, *, first: bool = False) -> Effects | None:
+        """Queue `waiter`, with `first` in front of all others. Raises PoolClosedError, PoolForkedError or
+        PoolQueueFullError."""
         if self.state is not _OPEN:
             raise self.refusal()
         if self.max_waiting and waiter.owner != OURSELVES and len(self.waiters) >= self.max_waiting:
@@ -308,7 +309,10 @@ class PoolCore:
             if users - len(self.idle) - len(self.testing) >= self.max_waiting:
                 raise PoolQueueFullError(f"{users} wait for a connection already, and max_waiting allows no more")
         self._now = now
-        self.waiters[waiter] = None
+        if first:
+            self.waiters = {waiter: None} | self.waiters
+        else:
+            self.waiters[waiter] = None
         if self._told_all and not self.idle and not self.spare and not self.fail_fast:
             return None  # a plan would come to the same end: one more in a queue that everybody knows of
         return self._plan()

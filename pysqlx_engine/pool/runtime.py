@@ -156,7 +156,7 @@ class PoolRuntime:
             "PySQLXEnginePoolSync"
         )
 
-    async def wait_in_task(self, timeout: float, owner: int, checkout: int) -> ConnInfo:
+    async def wait_in_task(self, timeout: float, owner: int, checkout: int, *, first: bool = False) -> ConnInfo:
         if not timeout and (conn := self._try_check_out_untested(owner, checkout)) is not None:
             return conn
         loop = asyncio.get_running_loop()
@@ -172,7 +172,7 @@ class PoolRuntime:
         timer = loop.call_later(timeout, _set, future)
         since = time.monotonic()
         try:
-            self._queue(waiter, since)
+            self._queue(waiter, since, first=first)
             await future
         except GeneratorExit:
             # The garbage collector closes a task that nobody ran to its end, perhaps from inside one of our locks.
@@ -240,9 +240,9 @@ class PoolRuntime:
                 self._counters.wait.observe(time.monotonic() - since)
                 self._counters.timeouts += timed_out
 
-    def _queue(self, waiter: Waiter, now: float) -> None:
+    def _queue(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
         with self._lock:
-            effects = self.core.wait(waiter, now)
+            effects = self.core.wait(waiter, now, first=first)
             if waiter.owner != OURSELVES:
                 self._counters.requests += 1
                 self._counters.requests_waited += 1
@@ -391,9 +391,9 @@ class PoolRuntime:
     def _lift_limit(self) -> None:
         self._decide(self.core.lift_limit)
 
-    async def _borrow(self, patience: float) -> ConnInfo:
+    async def _borrow(self, patience: float, first: bool = False) -> ConnInfo:
         """A connection for the pool's own use. Raises PoolTimeoutError."""
-        return await self.wait_in_task(patience, OURSELVES, OURSELVES)
+        return await self.wait_in_task(patience, OURSELVES, OURSELVES, first=first)
 
     async def _test(self, conn: ConnInfo) -> None:
         alive = await self.upkeep.is_alive(conn)

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.session import UNCONFIRMED_CLOSE, open_session
@@ -53,16 +53,22 @@ ROLLBACK_GRACE = 1.0
 """Seconds that a rollback after the close gets where nobody can look whether it is over."""
 END_POLL = 0.002
 """Seconds between two looks whether they are."""
+HIDDEN_POLL = 0.05
+"""The same while some of them can only be asked for one by one."""
 
 _CANCEL = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}
 _END = {"postgresql": "SELECT pg_terminate_backend({})", "mysql": "KILL CONNECTION {}"}
+_NO_SUCH_THREAD = "1094"
 _LISTED = {
     "postgresql": "SELECT pid AS id, client_port::text AS client FROM pg_stat_activity WHERE pid IN ({})",
     "mysql": "SELECT id, host AS client FROM information_schema.processlist WHERE id IN ({})",
 }
 
-Borrow = Callable[[float], Awaitable[ConnInfo]]
-"""Another connection of the pool, within so many seconds."""
+
+class Borrow(Protocol):
+    """Another connection of the pool, within `patience` seconds; with `first` before anybody who waits already."""
+
+    def __call__(self, patience: float, first: bool = False) -> Awaitable[ConnInfo]: ...
 
 
 class Upkeep:
@@ -328,7 +334,8 @@ class Upkeep:
     async def end_sessions(self, sessions: Sequence[OrphanedSession], patience: float = END_PATIENCE) -> list[Lease]:
         """Have the server end these, through a connection of the pool. Gives the leases of those that it has no more
         when `END_TIMEOUT` has passed, or all are gone. Raises PoolTimeoutError, and what the database says."""
-        other = await self._borrow(patience)
+        # Before all users: they may wait for what these sessions keep from them, and have the rest in use meanwhile.
+        other = await self._borrow(patience, first=True)
         try:
             listed = _LISTED.get(other.engine._provider)
             if listed is None or not sessions:
@@ -338,9 +345,13 @@ class Upkeep:
             told: set[int] = set()
             deadline = time.monotonic() + END_TIMEOUT
             while left:
+                hidden = False
                 rows = await other.engine.query_as_dict(listed.format(ids))
                 ports = {int(row["id"]): _port_of(row["client"]) for row in rows}
                 for server_id, session in list(left.items()):
+                    if server_id not in ports and server_id not in told and await self._is_hidden(other, server_id):
+                        hidden = True
+                        continue
                     # The same id with another port is somebody else's session, and never ended. One whose port we may
                     # not see may be the one in question.
                     if server_id not in ports or ports[server_id] not in {None, _port_of(session.address[0])}:
@@ -351,10 +362,21 @@ class Upkeep:
                             await other.engine.raw_cmd(_END[other.engine._provider].format(server_id))
                 if not left or time.monotonic() > deadline:
                     break
-                await asyncio.sleep(END_POLL)
+                await asyncio.sleep(HIDDEN_POLL if hidden else END_POLL)
             return [session.lease for session in sessions if session.server_id not in left]
         finally:
             self._give_back(other)
+
+    async def _is_hidden(self, other: ConnInfo, server_id: int) -> bool:
+        """Whether a session that is not listed is there all the same: MySQL lists other users' only for who has the
+        PROCESS privilege. Such a one it does not end, but says that it is not ours; PostgreSQL lists all."""
+        if other.engine._provider != "mysql":
+            return False
+        try:
+            await other.engine.raw_cmd(_END["mysql"].format(server_id))
+        except PySQLXError as error:
+            return error.code != _NO_SUCH_THREAD
+        return False
 
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""

@@ -3,6 +3,12 @@
 One loop over one poller: messages from processes, the deaths of processes, questions from `pysqlx-ctl`, signals, and
 timers. Each event goes into the core, and what comes of it is sent. The coordinator opens no database connection and
 knows no password.
+
+Processes of this host come by the socket in the run's directory, which only their user can open. Where the coordinator
+listens on tcp:// as well, that is a second ROUTER. One for both would route by the name that a peer gives itself, and
+whoever comes by tcp:// could take the place of a process of this host; with two, a name that came by tcp:// is marked
+as such, which is also how an answer finds its way back. And each has its own queues, limits and keys: neither junk nor
+a flood on one delays the other by more than its turn in the loop.
 """
 
 from __future__ import annotations
@@ -23,10 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 from ..engine import sockets
+from ..errors import SettingsError
 from .control import ControlServer, Json, Reply
 from .coordinator_core import CoordinatorCore
+from .endpoints import Listening, listening
+from .fleet import TERM
 from .journal import Journal
 from .ledger import Budget, MemberId, PoolKey
 from .membership import host_identity
@@ -60,6 +70,20 @@ MOST_CLAIMS = 1_000
 """Databases for which other coordinators are looked for: each takes a descriptor."""
 AT_ONCE = 50
 """Messages that are looked at before something is sent, and somebody else gets a turn."""
+BY_IPC, BY_TCP = b"i", b"t"
+"""In front of what the one router or the other calls a connection."""
+HANDSHAKE = 5_000
+"""Milliseconds that a peer has to show that it speaks our protocol and has the keys."""
+HEARTBEAT = (1_000, 4_000)
+"""Milliseconds between two signs of life of a connection over tcp://, and without any before it counts as broken. TCP
+itself would take minutes; with this both sides are rid of it, and a link that heals is connected anew at once."""
+REFUSED_AGAIN = 60.0
+"""Seconds between two lines about wrong keys at one address."""
+MOST_REFUSED = 1000
+"""Addresses of which that is remembered."""
+_ZAP = "inproc://zeromq.zap.01"
+"""Where ZeroMQ asks whether a peer's key is let in (RFC 27)."""
+_ZAP_DOMAIN = b"pysqlx"
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,14 @@ class CoordinatorConfig:
     """The operator's budget for each database; None: what the scripts state."""
     name: str
     supervised: bool = True
-    """Whether nobody can have joined before who is not in the journal: the supervisor starts us before its workers."""
+    """Whether no process of this host can have joined before who is not in the journal: the supervisor starts us before
+    its workers."""
+    bind: str | None = None
+    """tcp://HOST:PORT where processes of other hosts can join, see `endpoints.listening`."""
+    curve_keys: str | None = None
+    """The file with the keys that these need, see `keys`."""
+    term: float = TERM
+    """Seconds without a sign of life after which a process of another host is taken for dead."""
 
 
 @dataclass
@@ -83,7 +114,11 @@ class _Status:
 
 
 class Coordinator:
+    """Raises SettingsError for an address where it is not safe to listen, ZMQError and OSError for what the system does
+    not allow."""
+
     def __init__(self, config: CoordinatorConfig) -> None:
+        where = listening(config.bind, config.curve_keys) if config.bind is not None else None
         directory = RunDirectory(config.name, Path(config.directory))
         self._config = config
         self._claims = DatabaseClaims(directory)
@@ -104,19 +139,20 @@ class Coordinator:
         self._stopping = False
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
-        self._router.setsockopt(zmq.LINGER, 0)
-        # More than a process that was stopped for long finds when it goes on. What one that never reads has us keep for
-        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.unsent`.
-        self._router.setsockopt(zmq.SNDHWM, UNSENT)
-        self._router.setsockopt(zmq.RCVHWM, UNREAD)
-        self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._router = self._new_router()
+        self._tcp_router: zmq.Socket[bytes] | None = None
+        self._zap: zmq.Socket[bytes] | None = None
+        self._let_in: frozenset[bytes] = frozenset()
+        """Keys of those that may join by tcp://."""
+        self._refused: dict[bytes, float] = {}
+        """When it was said last that somebody at this address has the wrong keys."""
         mask = os.umask(0o177)
         try:
             self._router.bind(f"ipc://{directory.socket}")
         finally:
             os.umask(mask)
+        if where is not None:
+            self._listen_on_tcp(where)
         self._control = ControlServer(directory.control, self._answer)
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._control.fileno(), zmq.POLLIN)
@@ -128,8 +164,40 @@ class Coordinator:
             self,
             time.monotonic(),
             supervised=config.supervised,
-            remote=False,
+            remote=where is not None,
+            term=config.term,
         )
+
+    def _new_router(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
+        router.setsockopt(zmq.LINGER, 0)
+        # More than a process that was stopped for long finds when it goes on. What one that never reads has us keep for
+        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.unsent`.
+        router.setsockopt(zmq.SNDHWM, UNSENT)
+        router.setsockopt(zmq.RCVHWM, UNREAD)
+        router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        return router
+
+    def _listen_on_tcp(self, where: Listening) -> None:
+        router = self._tcp_router = self._new_router()
+        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+        router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT[0])
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT[1])
+        router.setsockopt(zmq.IPV6, where.ipv6)
+        if where.keys is not None:
+            # First of all: a server of CURVE that finds nobody to ask lets everybody in, unless it is told to enforce.
+            self._zap = self._context.socket(zmq.ROUTER)
+            self._zap.setsockopt(zmq.LINGER, 0)
+            self._zap.bind(_ZAP)
+            self._poller.register(self._zap, zmq.POLLIN)
+            self._let_in = where.keys.clients
+            router.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.CURVE_SECRETKEY, where.keys.secret)
+        router.bind(where.endpoint)
+        self._poller.register(router, zmq.POLLIN)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -145,7 +213,11 @@ class Coordinator:
             deaths = False
             for source, _ in ready:
                 if source is self._router:
-                    self._receive(AT_ONCE)
+                    self._receive(self._router, AT_ONCE)
+                elif source is self._tcp_router:
+                    self._receive(self._tcp_router, AT_ONCE)
+                elif source is self._zap:
+                    self._let_in_or_not()
                 elif source == self._deaths.fileno():
                     deaths = True
                 elif source == self._control.fileno():
@@ -155,12 +227,16 @@ class Coordinator:
             if deaths:
                 # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
                 dead = [self._by_pidfd[pidfd] for pidfd, _ in self._deaths.poll(0)]
-                self._receive(UNREAD)  # what they had still said comes first
+                for router in (self._router, self._tcp_router):
+                    if router is not None:
+                        self._receive(router, UNREAD)  # what they had still said comes first
                 for member in dead:
                     self._core.died(member)
             self._flush()
         self._control.close()
-        self._router.close()
+        for socket in (self._router, self._tcp_router, self._zap):
+            if socket is not None:
+                socket.close()
         self._context.term()
 
     def _timeout(self) -> int | None:
@@ -205,8 +281,12 @@ class Coordinator:
         self._databases = databases
 
     def _send(self, member: MemberId, message: FromCoordinator) -> None:
+        route = self._routes.get(member) or _route(member)
+        router = self._tcp_router if route.startswith(BY_TCP) else self._router
+        if router is None or len(route) < 2:
+            return  # the journal may name members of a time when we listened there
         try:
-            self._router.send_multipart([self._routes.get(member) or _route(member), encode(message)], zmq.NOBLOCK)
+            router.send_multipart([route[1:], encode(message)], zmq.NOBLOCK)
         except zmq.Again:
             self._core.unsent(member)
         except zmq.ZMQError:
@@ -214,13 +294,14 @@ class Coordinator:
 
     # -- processes ------------------------------------------------------------------------------------------------
 
-    def _receive(self, most: int) -> None:
+    def _receive(self, router: zmq.Socket[bytes], most: int) -> None:
+        prefix = BY_TCP if router is self._tcp_router else BY_IPC
         for _ in range(most):
             try:
-                first, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                first, *frames = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            route, peer = first.bytes, _peer(frames)
+            route, peer = prefix + first.bytes, _peer(frames)
             # By process, where the kernel tells it: connections can be had as many as one likes.
             payer = route if peer is None else b"%d" % peer
             if not self._rates.allows(payer, sum(map(len, frames)) + BYTES * (len(frames) - 1), self._core.now):
@@ -252,6 +333,31 @@ class Coordinator:
         line = self._unread.line(text, self._core.now)
         if line is not None:
             logger.warning("%s", line)
+
+    def _let_in_or_not(self) -> None:
+        """Answer ZeroMQ, which asks about each peer that has shown to have the secret key of the public key it names.
+        Here and not in a thread of its own: then there is nobody to ask only when nobody could join either."""
+        assert self._zap is not None
+        for _ in range(AT_ONCE):
+            try:
+                requester, empty, version, request, *rest = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            _domain, address, _identity, mechanism, *credentials = rest
+            let_in = mechanism == b"CURVE" and len(credentials) == 1 and z85.encode(credentials[0]) in self._let_in
+            status = b"200" if let_in else b"400"
+            self._zap.send_multipart([requester, empty, version, request, status, b"", b"", b""], zmq.NOBLOCK)
+            if not let_in:
+                self._say_refused(address)
+
+    def _say_refused(self, address: bytes) -> None:
+        """Once in a while: who is refused tries again."""
+        now = self._core.now
+        if len(self._refused) >= MOST_REFUSED:
+            self._refused.clear()
+        if now - self._refused.get(address, -REFUSED_AGAIN) >= REFUSED_AGAIN:
+            self._refused[address] = now
+            logger.warning("refused a process at %r: its key is not one of those that may join", address)
 
     # -- the host, as the core knows it ---------------------------------------------------------------------------
 
@@ -409,7 +515,11 @@ def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
         coordinator = Coordinator(config)
-    except (OSError, zmq.ZMQError) as error:
+    except SettingsError as error:
+        raise CannotServeError(str(error)) from None
+    except zmq.ZMQError as error:
+        raise CannotServeError(f"cannot listen on {config.bind or config.directory}: {error.strerror}") from None
+    except OSError as error:
         raise CannotServeError(f"cannot use {config.directory}: {error.strerror}") from None
     signal.signal(signal.SIGTERM, _only(coordinator.stop))
     signal.signal(signal.SIGINT, _only(coordinator.stop))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from .fleet import Fleet, Member
+from .fleet import TERM, Fleet, Member
 from .journal import Journal
 from .journal import Member as Remembered
 from .ledger import Ledger, MemberId
@@ -44,8 +44,8 @@ class Host(Kernel, Protocol):
 
 
 class CoordinatorCore:
-    """`supervised`: nobody can have joined before who is not in the journal. `remote`: processes of other hosts may
-    join."""
+    """`supervised`: no process of this host can have joined before who is not in the journal. `remote`: processes of
+    other hosts may join; they outlive a coordinator, a supervisor and a journal. `term`: what those are told."""
 
     def __init__(
         self,
@@ -57,9 +57,10 @@ class CoordinatorCore:
         *,
         supervised: bool,
         remote: bool,
+        term: float = TERM,
     ) -> None:
         self.ledger = Ledger(operator_size, epoch << 31)
-        self.fleet = Fleet(epoch, self.ledger)
+        self.fleet = Fleet(epoch, self.ledger, term)
         self.orphans = Orphans(self.ledger, host)
         self._journal = journal
         self._host = host
@@ -68,7 +69,7 @@ class CoordinatorCore:
         self._journal_due: float | None = None
         """When to try again; None while the journal can be written."""
         self.now = now
-        self._recover(unknown=journal.lost and not supervised, remote=remote)
+        self._recover(unknown=journal.lost and (remote or not supervised), remote=remote)
 
     @property
     def now(self) -> float:
@@ -154,7 +155,7 @@ class CoordinatorCore:
         said after it."""
         fleet, ledger = self.fleet, self.ledger
         for name, member in fleet.joined:
-            self._journal.joined(name, Remembered(member.pid, member.started, not member.local))
+            self._journal.joined(name, _remembered(member))
         for name in fleet.left:
             self._journal.left(name)
             self._forget(name)
@@ -198,7 +199,8 @@ class CoordinatorCore:
         alive: dict[MemberId, Member] = {}
         for name, process in list(recovered.members.items()):
             if process.remote:
-                alive[name] = Member(process.pid, process.started, local=False, heard=now, joined=now)
+                term = process.term or self.fleet.term
+                alive[name] = Member(process.pid, process.started, local=False, heard=now, joined=now, term=term)
             elif self._host.watch(name, process.pid, process.started):
                 self._watched.add(name)
                 alive[name] = Member(process.pid, process.started, local=True, heard=now, joined=now)
@@ -221,3 +223,11 @@ def _is_same(member: Member, hello: Hello, peer: int | None) -> bool:
     if (member.pid, member.started) != (hello.pid, hello.started):
         return False
     return member.peer is None or peer is None or member.peer == peer
+
+
+def _remembered(member: Member) -> Remembered:
+    return (
+        Remembered(member.pid, member.started)
+        if member.local
+        else Remembered(member.pid, member.started, remote=True, term=member.term)
+    )

@@ -1,4 +1,5 @@
-"""`pysqlx-ctl`: look at what runs, and run a coordinator for processes that another manager starts."""
+"""`pysqlx-ctl`: look at what runs, run a coordinator for processes that another manager starts, and make keys for
+processes of other hosts."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from ..errors import SettingsError
 from .control import Json, ask
@@ -25,10 +27,11 @@ examples:
   pysqlx-ctl status --name api              the run named api
   pysqlx-ctl status --json                  the same for programs: one JSON object
   pysqlx-ctl coordinator --max-size 30      one budget of 30 for processes of gunicorn, uvicorn, Celery
+  pysqlx-ctl keygen /etc/pysqlx             keys for processes of several hosts, see docs/hosts.md
 
 exit status:
   0  done
-  1  no such run, or it does not answer
+  1  no such run, or it does not answer; a file cannot be written, or is there already
   2  wrong usage, also when there are several runs and no --name
   3  the coordinator cannot start: a live run has its name, or its directory cannot be used
 """
@@ -92,11 +95,13 @@ def _show_status(options: argparse.Namespace) -> None:
 
 
 def _run_coordinator(options: argparse.Namespace) -> None:
-    from ..settings import load_coordinator_settings  # takes longer than the rest of a status
+    from ..settings import load_standalone_settings  # takes longer than the rest of a status
     from .standalone import CannotStartError, run_coordinator
 
     try:
-        settings = load_coordinator_settings(options.settings, name=options.name, max_size=options.max_size)
+        settings = load_standalone_settings(options.settings, name=options.name, max_size=options.max_size,
+            bind=options.bind, curve_keys=options.curve_keys, term=options.term,
+        )  # fmt: skip
         run_coordinator(settings, lambda address: _say(f"PYSQLX_COORDINATOR={address}"))
     except SettingsError as error:
         raise _Failure(str(error), USAGE) from None
@@ -119,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pysqlx-engine')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     status = commands.add_parser(
         "status",
         help="show budgets and workers",
@@ -148,9 +153,54 @@ def _parser() -> argparse.ArgumentParser:
         help="the budget of each database, whatever pools say: 1 to 100000 connections [PYSQLX_MAX_SIZE, default: what "
         "the pools say]",
     )
+    coordinator.add_argument(
+        "--bind", metavar="ADDRESS", help="tcp://HOST:PORT where processes of other hosts can join [PYSQLX_BIND]"
+    )
+    coordinator.add_argument(
+        "--curve-keys", metavar="FILE", help="coordinator.keys of pysqlx-ctl keygen [PYSQLX_CURVE_KEYS]"
+    )
+    coordinator.add_argument(
+        "--term",
+        metavar="SECONDS",
+        help="without a sign of life until a process of another host counts as dead, 2 to 300 [PYSQLX_TERM, default 6]",
+    )
     coordinator.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
     coordinator.set_defaults(command=_run_coordinator)
+    keygen = commands.add_parser(
+        "keygen",
+        help="make keys for processes of other hosts",
+        description="Write coordinator.keys and client.keys, which connections over tcp:// need. Files that are there "
+        "already are left alone.",
+    )
+    keygen.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="where to (default: here)")
+    keygen.set_defaults(command=_keygen)
     return parser
+
+
+def _keygen(options: argparse.Namespace) -> None:
+    directory = Path(options.directory)
+    from .keys import VARIABLE, write_keys
+
+    try:
+        coordinator, client = write_keys(directory)
+    except FileExistsError as error:
+        raise _Failure(
+            f"{error.filename} is there already: new keys would shut out everybody who has the old ones; remove it, or "
+            "name another directory",
+            FAILED,
+        ) from None
+    except OSError as error:
+        raise _Failure(f"cannot write keys into {directory}: {error.strerror}", FAILED) from None
+    _say(
+        f"{coordinator}\n"
+        "    stays on the coordinator's host; start it with\n"
+        f"    {VARIABLE}={coordinator} pysqlx-ctl coordinator --bind tcp://ADDRESS:PORT ...\n"
+        f"    or {VARIABLE}={coordinator} pysqlx-run --bind tcp://ADDRESS:PORT --name NAME ...\n"
+        f"{client}\n"
+        "    copy it, by scp for example, to each host whose processes join; start these with\n"
+        f"    {VARIABLE}={client.name} PYSQLX_COORDINATOR=tcp://ADDRESS:PORT ...\n"
+        "Both hold secret keys and have mode 0600: who can read client.keys can join."
+    )
 
 
 def _ask_run(name: str | None, question: Json) -> Json:

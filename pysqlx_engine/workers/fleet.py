@@ -27,7 +27,8 @@ from .messages import (
 )
 
 TERM = 6.0
-"""Seconds without a sign of life after which a process that the kernel does not tell us about counts as dead."""
+"""Seconds without a sign of life after which a process that the kernel does not tell us about counts as dead, unless
+the settings say otherwise."""
 LEARNING = 2.0
 """Seconds that a restarted coordinator waits for a member that lives but does not report, before it grants to others.
 What the journal says of the silent one stays charged."""
@@ -64,12 +65,16 @@ class Member:
     """The pid that the kernel says is at the other end of its connection, where it says so."""
     missed: bool = False
     """Whether something could not be sent to it: it has to say hello again."""
+    term: float = TERM
+    """The term that it goes by, perhaps still a former coordinator's: so long it may believe that it can open
+    connections."""
 
 
 @dataclass(slots=True)
 class Fleet:
     epoch: int
     ledger: Ledger
+    term: float = TERM
     members: dict[MemberId, Member] = field(default_factory=dict)
     expected: set[MemberId] = field(default_factory=set)
     """Members that the journal names, that may live, and that have not said hello yet."""
@@ -169,7 +174,7 @@ class Fleet:
         self._waits = unknown
         if self.expected or unknown:
             self.ledger.granting = False
-            self._learning_due = self._now + (TERM + MARGIN if unknown and remote else LEARNING)
+            self._learning_due = self._now + (self.term + MARGIN if unknown and remote else LEARNING)
 
     # -- members come and go --------------------------------------------------------------------------------------
 
@@ -182,7 +187,7 @@ class Fleet:
             self.dropped += 1
             return False
         if member is None:
-            member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now)
+            member = self.members[name] = Member(hello.pid, hello.started, local, self._now, self._now, term=self.term)
             self._answered.pop(name, None)
             self.joined.append((name, member))
             if local:
@@ -191,6 +196,8 @@ class Fleet:
                 for other, its in list(self.members.items()):
                     if other != name and its.local and (its.pid, its.started) == (hello.pid, hello.started):
                         self.died(other)
+        elif member.term < self.term:  # a former coordinator's was shorter; a longer one counts until it has our answer
+            self._tell_term(name, member)
         self._expired.pop(name, None)
         member.session, member.taken, member.sent = hello.session, 0, 0
         member.heard = self._now
@@ -202,7 +209,7 @@ class Fleet:
         # What could not be said yet is of before: what it claims now is what it holds.
         self.ledger.outbox = [(to, message) for to, message in self.ledger.outbox if to != name]
         self._outbox = [(to, message) for to, message in self._outbox if to != name]
-        self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else TERM)))
+        self._outbox.append((name, Welcome(self.epoch, hello.session, None if member.local else self.term)))
         self.ledger.rejoined(name, hello.pools, local=member.local)
         return True
 
@@ -211,6 +218,11 @@ class Fleet:
         more: whoever said it now will say it again."""
         if self._may_answer(name):
             self._outbox.append((name, Lost(self.epoch, session)))
+
+    def _tell_term(self, name: MemberId, member: Member) -> None:
+        member.term = self.term
+        if not member.local:
+            self.joined.append((name, member))  # for the journal, which has it with a former coordinator's term
 
     def refuse(self, name: MemberId, reason: str) -> None:
         if self._may_answer(name):
@@ -260,6 +272,8 @@ class Fleet:
         else:
             member.taken = packet.number
             member.heard = self._now
+            if member.term > self.term:
+                self._tell_term(name, member)
             if not member.local:
                 self._unanswered[name] = None
             for message in packet.messages:
@@ -299,4 +313,4 @@ class Fleet:
 
 
 def _term_ends(member: Member) -> float:
-    return member.heard + TERM + MARGIN
+    return member.heard + member.term + MARGIN

@@ -31,6 +31,8 @@ class Member(msgspec.Struct, frozen=True):
     started: int
     remote: bool = False
     """Whether nobody here can tell whether it lives."""
+    term: float = 0.0
+    """The term that such a process was told, in seconds."""
 
 
 class _Line(msgspec.Struct, array_like=True, frozen=True):

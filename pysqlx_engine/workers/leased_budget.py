@@ -243,7 +243,7 @@ class LeasedBudget:
                     [
                         OrphanedSession(held.lease, held.server_id, held.address)
                         for held in sessions
-                        if held.server_id is not None and held.address is not None
+                        if held.server_id is not None and held.address is not None  # `endable`, for the type checker
                     ]
                 )
             case Refused(reason=reason):
@@ -257,10 +257,10 @@ class LeasedBudget:
         self._resolve(error)
 
     def disown_unnamed(self) -> None:
-        """Close what the coordinator does not know of: it will have these leases back."""
+        """Close what the coordinator does not know of, and what nobody else can end: it will have these leases back."""
         with self._link.lock:
-            unnamed = [held.lease for held in self._leases.values() if held.state is LeaseState.OPEN]
-            unnamed = [lease for lease in unnamed if lease not in self.named]
+            opened = [held for held in self._leases.values() if held.state is LeaseState.OPEN]
+            unnamed = [held.lease for held in opened if held.lease not in self.named or not held.endable]
         if unnamed:
             assert self._client is not None
             self._client.disown(unnamed)

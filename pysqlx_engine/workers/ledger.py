@@ -14,7 +14,8 @@ The rules:
 - While somebody waits and nothing is free, everybody gets a ceiling from `allocation.allocate`. Idle connections come
   back at once, others with the next check-in.
 - Only through a connection can the sessions of a lost host be seen and ended. So where processes of other hosts have
-  joined, one lease is kept in reserve, until there are such sessions.
+  joined, one lease is kept in reserve. It is lent to nobody but the pool that was asked to end such sessions: lent to
+  whoever waits, it would be in use, and with everything else in use as well nobody could ever end them.
 """
 
 from __future__ import annotations
@@ -154,6 +155,10 @@ class Budget:
     let_go: int = 0
     longest: float = 0.0
     """Sessions of dead processes that the server has let go of, and the most seconds that one took."""
+    helper: PoolKey | None = None
+    """The pool that was asked last to end sessions."""
+    lent: bool = False
+    """Whether the reserve was lent to it for that, once each time that it is asked."""
     exceeded: bool = False
     """Whether more was claimed than there is, and that was said."""
 
@@ -163,7 +168,7 @@ class Budget:
 
     @property
     def reserve(self) -> int:
-        return int(self.remote > 0 and self.lost == 0 and self.size > 1)
+        return int((self.remote > 0 or self.lost > 0) and self.size > 1)
 
     @property
     def usable(self) -> int:
@@ -535,7 +540,9 @@ class Ledger:
         for orphan in orphans:
             orphan.asked.append(pool.key)
             orphan.asked_at = self.now
+        budget.helper, budget.lent = pool.key, False
         self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
+        self._balance(budget)  # it may have the reserve now, and hears of that after it has heard what for
 
     def ended(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """A pool that was asked has looked: of those it was asked about the server has none of `leases` any more, and
@@ -559,15 +566,25 @@ class Ledger:
             return
         starving = [pool for pool in budget.wanting.values() if pool.demand.waiting]
         if not budget.pressed and 0 <= sum(pool.lacks for pool in starving) <= budget.free:
-            self._grant(budget, starving, _as_many_as_wanted)  # the usual case: there is enough for everybody
+            self._grant(
+                budget, starving, _as_many_as_wanted, budget.free
+            )  # the usual case: there is enough for everybody
         elif budget.short:
-            targets = self._targets(budget)
+            helper = self._helper(budget)
+            targets = self._targets(budget, helper)
             if budget.pressed or sum(pool.lacks for pool in starving) > budget.free:
                 self._set_ceilings(budget, targets)  # first: a grant above its old ceiling would be given back
-            self._grant(budget, starving, lambda pool: targets[pool.key])
+            self._grant(budget, starving, lambda pool: targets[pool.key], budget.free)
+            if helper is not None and helper.lacks and not budget.lent and budget.charged < budget.size:
+                budget.lent = True
+                self._grant(budget, [helper], lambda pool: targets[pool.key], 1)
         self._warm_up(budget)
 
-    def _targets(self, budget: Budget) -> dict[PoolKey, int]:
+    def _helper(self, budget: Budget) -> Pool | None:
+        """The pool that was asked last to end sessions of other hosts, while there are any: the reserve is for it."""
+        return budget.pools.get(budget.helper) if budget.lost and budget.helper is not None else None
+
+    def _targets(self, budget: Budget, helper: Pool | None) -> dict[PoolKey, int]:
         reported = [pool for pool in budget.pools.values() if not pool.silent]
         claims = [Claim(pool.key, pool.claimed, pool.held, pool.since) for pool in reported]
         size = budget.usable - len(budget.quarantined)
@@ -580,12 +597,14 @@ class Ledger:
             # They owe what they hold above their part, and do not give it back: the others share what is left.
             left = size - sum(claim.held for claim in claims if claim.key in slow)
             targets |= allocate(left, [claim for claim in claims if claim.key not in slow])
+        if helper is not None:  # until it has done that, or another one is asked, it keeps what it has for it
+            targets[helper.key] = max(targets[helper.key], helper.held + (not budget.lent))
         return targets
 
-    def _grant(self, budget: Budget, pools: list[Pool], most: Callable[[Pool], int]) -> None:
-        """One by one to whoever holds least, the longest waiting first among equals."""
+    def _grant(self, budget: Budget, pools: list[Pool], most: Callable[[Pool], int], count: int) -> None:
+        """At most `count`, one by one to whoever holds least, the longest waiting first among equals."""
         granted: dict[PoolKey, list[Lease]] = {}
-        for _ in range(budget.free):
+        for _ in range(count):
             able = [pool for pool in pools if pool.lacks > 0 and pool.held < most(pool)]
             if not able:
                 break
@@ -637,7 +656,7 @@ class Ledger:
         if not budget.starving:
             part = budget.usable // len(budget.pools)
             # The first connection shows that the configuration works, so nobody's part is less than one.
-            self._grant(budget, asking, lambda pool: min(pool.min_size, max(1, part)))
+            self._grant(budget, asking, lambda pool: min(pool.min_size, max(1, part)), budget.free)
         for pool in asking:
             if pool.lacks > 0:
                 self._set_demand(budget, pool, pool.demand._replace(want=0))

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import secrets
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ import zmq.utils.monitor
 
 from ..pool.background import at_exit, background
 from ..pool.budget import PoolRequest
+from .endpoints import joining
+from .keys import VARIABLE
 from .leased_budget import LeasedBudget
 from .membership import Identity, Membership, host_identity
 from .messages import MAX_MESSAGE, decode_from_coordinator, encode
@@ -32,13 +35,26 @@ logger = logging.getLogger("pysqlx_engine")
 
 _CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
 _DISCONNECTED = zmq.Event.DISCONNECTED
+_FAILED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+CONNECT_TIMEOUT = 2_000
+"""Milliseconds for one attempt to connect to another host: the kernel's own grow longer and longer."""
+HEARTBEAT = (1_000, 4_000)
+"""As the coordinator's: milliseconds between two signs of life of a connection over tcp://, and without any before it
+counts as broken."""
+AGAIN = 0.5
+"""Seconds before another attempt, where somebody was there and it did not come to a connection."""
 
 
 class Link(Membership):
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, address: str, curve_keys: str | None = None) -> None:
+        """`address` is the coordinator's, `curve_keys` the file with our keys. Raises SettingsError for what is not
+        safe, or cannot be read."""
+        self._where = joining(address, curve_keys)
         super().__init__(_identity(), random.Random())  # not the module's: what users seed is theirs
-        self._endpoint = endpoint
+        self._address = address
         self._unread = LogBound()
+        self._again_at: float | None = None
+        """When to try another socket, because this one is of no more use."""
         self._stopping = False
         self._woken = False
         """Whether the thread was told to look, and has not begun to."""
@@ -65,7 +81,7 @@ class Link(Membership):
 
     @property
     def where(self) -> str:
-        return self._endpoint + ("" if self.joined else _barred(self._endpoint))
+        return self._address + ("" if self.joined else _barred(self._address))
 
     def stop(self) -> None:
         """Send what is queued, then end the thread."""
@@ -79,12 +95,19 @@ class Link(Membership):
         try:
             self._talk()
         except Exception as error:
-            reason = f"the link to the coordinator at {self._endpoint} has failed: {type(error).__name__}: {error}"
+            reason = f"the link to the coordinator at {self._address} has failed: {type(error).__name__}: {error}"
             logger.exception("Pool: %s", reason)
             self.failed(reason)
 
     def _talk(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        with zmq.Context() as context:
+            while not self._stopping:
+                self._talk_by(context)
+
+    def _talk_by(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Talk by one socket, until it is of no more use. ZeroMQ connects anew whenever a connection is lost, but gives
+        up for ever when the other side has refused us, or speaks something else: it may be another one tomorrow."""
+        with context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 200)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a coordinator that is not there
             # No limit: what comes back to a coordinator that is stopped for a while must not be lost.
@@ -93,12 +116,13 @@ class Link(Membership):
             socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
             socket.setsockopt(zmq.RECONNECT_IVL, 20)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-            with socket.get_monitor_socket(_CONNECTED | _DISCONNECTED) as monitor:
-                socket.connect(self._endpoint)
+            self._set_up_for_hosts(socket)
+            with socket.get_monitor_socket(_CONNECTED | _DISCONNECTED | _FAILED) as monitor:
+                socket.connect(self._where.endpoint)
                 poller = zmq.Poller()
                 for source in (socket, monitor, self._wake_read):
                     poller.register(source, zmq.POLLIN)
-                while not self._stopping:
+                while not self._stopping and self._again_at is None:
                     ready = dict(poller.poll(self._timeout()))
                     if monitor in ready:
                         self._connection_changed(monitor, socket)
@@ -110,6 +134,33 @@ class Link(Membership):
                     self._woken = False  # before it looks: what is posted from here on wakes it again
                     self._send(socket)
                 socket.disable_monitor()
+        if not self._stopping:  # else it is us who leave: the coordinator is not gone
+            self.disconnected()
+            self._pause_between()
+
+    def _set_up_for_hosts(self, socket: zmq.Socket[bytes]) -> None:
+        where = self._where
+        if not where.endpoint.startswith("tcp://"):
+            return
+        socket.setsockopt(zmq.IPV6, where.ipv6)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT[0])
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT[1])
+        if where.keys is not None:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, where.keys.coordinator)
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, where.keys.public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, where.keys.secret)
+
+    def _pause_between(self) -> None:
+        """Until it is time for another socket, or we are told to stop."""
+        while self._again_at is not None and not self._stopping:
+            left = self._again_at - self.now()
+            if left <= 0:
+                break
+            select.select([self._wake_read], [], [], left)
+            with suppress(BlockingIOError):
+                os.read(self._wake_read, 65536)
+        self._again_at = None
 
     def _timeout(self) -> int | None:
         if self._woken:
@@ -121,13 +172,31 @@ class Link(Membership):
         while monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(monitor)["event"]
             if event == _CONNECTED:
+                self.obstacle = None
                 self.connected()
             elif event == _DISCONNECTED:
                 self.disconnected()
-                # ZeroMQ connects again by itself, but not where the other side broke its protocol.
-                with suppress(zmq.ZMQError):
-                    socket.disconnect(self._endpoint)
-                socket.connect(self._endpoint)
+            elif event & _FAILED:
+                self._failed_at_the_door(event)
+
+    def _failed_at_the_door(self, event: int) -> None:
+        """There is somebody at the coordinator's address, and it did not come to a connection."""
+        keys, obstacle = self._where.keys, None
+        if event == zmq.Event.HANDSHAKE_FAILED_AUTH and keys is not None:
+            obstacle = f"refused this process's keys: it knows no client-public of {VARIABLE}={keys.path}"
+        elif event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL and keys is None:
+            obstacle = f"refused this process, which has no keys: name them in {VARIABLE}"
+        elif event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+            obstacle = f"does not use keys, and this process does ({VARIABLE}): start it with keys"
+        elif keys is not None:
+            obstacle = (
+                f"did not answer to this process's keys: has it others than {VARIABLE}={keys.path} names, or none?"
+            )
+        elif self._where.endpoint.startswith("tcp://"):
+            obstacle = f"closed the connection: does it want keys? Name them in {VARIABLE}"
+        self.obstacle = obstacle
+        if event != zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # after that one ZeroMQ tries again by itself
+            self._again_at = self.now() + AGAIN
 
     def _receive_all(self, socket: zmq.Socket[bytes]) -> None:
         while True:
@@ -181,9 +250,9 @@ def _barred(endpoint: str) -> str:
 
 
 @functools.cache
-def link_to(endpoint: str) -> Link:
-    """This process's link to the coordinator at `endpoint`."""
-    link = Link(endpoint)
+def link_to(address: str, curve_keys: str | None) -> Link:
+    """This process's link to the coordinator at `address`."""
+    link = Link(address, curve_keys)
     at_exit(link.stop, after_pools=True)
     return link
 
@@ -191,6 +260,7 @@ def link_to(endpoint: str) -> Link:
 os.register_at_fork(after_in_child=link_to.cache_clear)
 
 
-def join(endpoint: str, request: PoolRequest) -> LeasedBudget:
-    """The budget of a pool in a process that belongs to the coordinator at `endpoint`."""
-    return LeasedBudget(link_to(endpoint), request)
+def join(address: str, curve_keys: str | None, request: PoolRequest) -> LeasedBudget:
+    """The budget of a pool in a process that belongs to the coordinator at `address`. Raises SettingsError where it
+    cannot be joined safely."""
+    return LeasedBudget(link_to(address, curve_keys), request)

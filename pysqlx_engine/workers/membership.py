@@ -17,6 +17,7 @@ import collections
 import logging
 import os
 import random
+import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -123,6 +124,8 @@ class Membership(ABC):
         """Whether the term has run out, and the pools were told."""
         self.failure: Unwelcome | None = None
         """Why nobody will ever answer, if it is so."""
+        self.obstacle: str | None = None
+        """What whoever is at the coordinator's address did, instead of letting us in: for error texts."""
 
     # -- the shell's part -----------------------------------------------------------------------------------------
 
@@ -193,7 +196,11 @@ class Membership(ABC):
         if self.failure is not None:
             return self.failure.reason
         if self._epoch is None:
-            return f"coordinator not reachable at {self.where}"
+            return (
+                f"coordinator not reachable at {self.where}"
+                if self.obstacle is None
+                else f"the coordinator at {self.where} {self.obstacle}"
+            )
         return "coordinator up" if self.may_open() else f"coordinator at {self.where} does not answer"
 
     def label(self, pool: str) -> str:
@@ -384,7 +391,7 @@ def host_identity() -> str:
                 with open(path, "rb") as stream:
                     parts.append(stream.read().decode().strip())
         except OSError:
-            parts.append("unknown")
+            return f"unknown:{secrets.token_hex(8)}"  # nobody else's: two that cannot tell need not be on one host
     return ":".join(parts)
 
 

@@ -68,6 +68,12 @@ class HeldLease(msgspec.Struct, array_like=True, frozen=True):
         """Whether it is known which session it is for. Before that there may be one that nobody has named yet."""
         return self.state in {LeaseState.OPEN, LeaseState.CLOSING}
 
+    @property
+    def endable(self) -> bool:
+        """Whether another process can see its session on the server, and end it. Not where there is no server (SQLite),
+        one that does not say who is who, or a proxy or NAT in between."""
+        return self.server_id is not None and self.address is not None
+
 
 class PoolClaim(msgspec.Struct, array_like=True, frozen=True):
     """A pool and everything it holds."""

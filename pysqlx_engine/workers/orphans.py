@@ -25,7 +25,8 @@ MOST_SESSIONS = 100
 UNNAMED = 150.0
 """Seconds after which a lease that a process of another host had been granted, and of whose connection we never heard,
 is for none: an attempt to connect has ended by then (75 s, and 60 s for a login that the driver gave up), and what was
-opened but not heard of, such a process closes when its term is over."""
+opened but not heard of, such a process closes when its term is over. So it does with what nobody else could end, see
+`HeldLease.endable`, and the same holds for that."""
 SLOW_POLL = 0.25
 """Seconds between two looks when no kernel is to be asked."""
 END_AGAIN = 2.5
@@ -67,10 +68,10 @@ class Orphans:
         living = ledger.addresses() if any(orphan.local for _, orphan in orphans) else set()
         dead = {orphan.held.address for _, orphan in orphans}
         for budget, orphan in orphans:
-            if budget.database.startswith("sqlite:"):
-                gone = orphan.local  # its descriptors died with the process
-            elif not orphan.local:
-                gone = not orphan.held.known and now - orphan.since >= UNNAMED
+            if not orphan.local:
+                gone = not (orphan.held.known and orphan.held.endable) and now - orphan.since >= UNNAMED
+            elif budget.database.startswith("sqlite:"):
+                gone = True  # its descriptors died with the process
             else:
                 asks_kernel = True
                 gone = self._is_gone(orphan, _port(budget.database), living, dead, now)
@@ -139,8 +140,7 @@ class Orphans:
         due = [
             orphan
             for orphan in budget.quarantined.values()
-            if orphan.held.server_id is not None
-            and orphan.held.address is not None
+            if orphan.held.endable
             and now - orphan.since >= END_AFTER
             and (orphan.asked_at is None or now - orphan.asked_at >= END_AGAIN)
         ]

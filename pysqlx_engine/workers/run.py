@@ -102,6 +102,9 @@ def _run(options: argparse.Namespace) -> int:
         name=options.name,
         loop=options.loop,
         prefix=options.prefix,
+        bind=options.bind,
+        curve_keys=options.curve_keys,
+        term=options.term,
     )
     target = _target(options.script, options.args)
     _check(target)
@@ -117,6 +120,12 @@ def _run(options: argparse.Namespace) -> int:
             f"--max-size {options.max_size} would not be heard: PYSQLX_COORDINATOR is set, and the coordinator that is "
             "joined there has the budget; state the size where that is started, or unset PYSQLX_COORDINATOR"
         )
+    if joins and options.bind is not None:
+        raise SettingsError(
+            f"--bind {options.bind} would not be heard: PYSQLX_COORDINATOR is set, and the coordinator that is joined "
+            "there listens where it was told; unset PYSQLX_COORDINATOR to start one here"
+        )
+    _check_addresses(settings)
     directory = run_directory(name)
     plan = RunPlan(
         name=name,
@@ -128,10 +137,18 @@ def _run(options: argparse.Namespace) -> int:
         uvloop=uvloop,
         max_size=settings.max_size,
         coordinator=settings.coordinator,
-        start_coordinator=not joins and (settings.workers > 1 or options.coordinator),
+        start_coordinator=not joins and (settings.workers > 1 or options.coordinator or settings.bind is not None),
+        bind=settings.bind,
+        curve_keys=settings.curve_keys,
+        term=settings.term,
         directory=directory,
         script_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        environment=worker_environment(options.settings, uri=options.uri, max_size=options.max_size),
+        environment=worker_environment(
+            options.settings,
+            uri=options.uri,
+            max_size=options.max_size,
+            curve_keys=options.curve_keys if joins else None,
+        ),
     )
     _allow_open_files(plan)
     try:
@@ -142,6 +159,16 @@ def _run(options: argparse.Namespace) -> int:
         return Supervisor(plan).run()
     finally:
         claimed.release()
+
+
+def _check_addresses(settings: RunSettings) -> None:
+    """Find out before any process is started that it is not safe to listen, or to join, there."""
+    from .endpoints import joining, listening
+
+    if settings.coordinator is not None:
+        joining(settings.coordinator, settings.curve_keys)
+    elif settings.bind is not None:
+        listening(settings.bind, settings.curve_keys)
 
 
 def _target(script: str, arguments: list[str]) -> Target:
@@ -248,6 +275,9 @@ def _parser() -> _Parser:
         action="store_true",
         help="start a coordinator for a single worker too, so that others can join",
     )
+    option("--bind", metavar="ADDRESS", text="where processes of other hosts can join; starts a coordinator too")
+    option("--curve-keys", metavar="FILE", text="keys of connections over tcp://")
+    option("--term", metavar="SECONDS", text="patience with other hosts")
     parser.add_argument("--version", action="version", version=f"pysqlx-run {_version()}")
     return parser
 

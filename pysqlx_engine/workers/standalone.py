@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from setproctitle import setproctitle
 
-from ..settings import CoordinatorSettings
+from ..settings import StandaloneSettings
+from .endpoints import listening
 from .process import open_standard_streams
 from .rundir import RunDirectoryError, run_directory
 
@@ -24,10 +25,11 @@ class CannotStartError(RuntimeError):
     """The coordinator cannot start. The text is one line for the user."""
 
 
-def run_coordinator(settings: CoordinatorSettings, announce: Callable[[str], None]) -> None:
+def run_coordinator(settings: StandaloneSettings, announce: Callable[[str], None]) -> None:
     """Run a coordinator until TERM or INT. `announce` is told its address when it can be reached.
 
-    Raises `CannotStartError`, among others when a live run has the name.
+    Raises `SettingsError` for an address or keys that cannot be used, and `CannotStartError`, among others when a live
+    run has the name.
     """
     open_standard_streams()
     # Until the coordinator takes it, it ends us, without a traceback.
@@ -35,6 +37,8 @@ def run_coordinator(settings: CoordinatorSettings, announce: Callable[[str], Non
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     setproctitle(f"pysqlx-ctl: coordinator {settings.name}")
     directory = run_directory(settings.name)
+    if settings.bind is not None:
+        listening(settings.bind, settings.curve_keys)  # what is not safe is refused before anything is claimed
     try:
         claimed = directory.claim(supervised=False)
     except RunDirectoryError as error:
@@ -43,7 +47,13 @@ def run_coordinator(settings: CoordinatorSettings, announce: Callable[[str], Non
     from .coordinator import CannotServeError, CoordinatorConfig, serve  # ZeroMQ: not before the name is ours
 
     config = CoordinatorConfig(
-        directory=str(directory.path), max_size=settings.max_size, name=settings.name, supervised=False
+        directory=str(directory.path),
+        max_size=settings.max_size,
+        name=settings.name,
+        supervised=False,
+        bind=settings.bind,
+        curve_keys=settings.curve_keys,
+        term=settings.term,
     )
     try:
         serve(config, lambda: announce(f"ipc://{directory.socket}"))

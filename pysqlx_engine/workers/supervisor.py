@@ -123,6 +123,9 @@ class RunPlan:
     coordinator: str | None
     """The address of a coordinator to join."""
     start_coordinator: bool
+    bind: str | None
+    curve_keys: str | None
+    term: float
     directory: RunDirectory
     script_open_files: int
     """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
@@ -367,6 +370,9 @@ class Supervisor:
             directory=str(self._plan.directory.path),
             max_size=self._plan.max_size,
             name=self._plan.name,
+            bind=self._plan.bind,
+            curve_keys=self._plan.curve_keys,
+            term=self._plan.term,
         )
 
     def _on_ready(self, child: _Child) -> None:

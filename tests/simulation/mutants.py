@@ -47,8 +47,8 @@ MUTANTS = (
     Mutant(
         "never more is granted than is free",
         "workers/ledger.py",
-        "for _ in range(budget.free):",
-        "for _ in range(budget.free + 1):",
+        "for _ in range(count):",
+        "for _ in range(count + 1):",
     ),
     Mutant(
         "what is in quarantine is charged",

@@ -229,7 +229,7 @@ class SimPool:
             waiter.conn = conn
             self._end_with(waiter, sessions)
             return
-        effects = self.core.wait(waiter, self.world.now)
+        effects = self.core.wait(waiter, self.world.now, first=True)
         if effects is not None:
             self.perform(effects)
         self.process.after(10.0, lambda: self._leave(waiter))

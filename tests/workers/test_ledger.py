@@ -303,22 +303,6 @@ def test_one_lease_is_kept_in_reserve_where_a_host_can_be_lost_until_one_is() ->
     assert (budget.reserve, budget.charged) == (0, 3)  # it had nothing: no host is left that could be lost
 
 
-def test_the_reserve_is_for_ending_the_sessions_of_a_lost_host() -> None:
-    book = ledger()
-    book.attach("near", claim("near", 3))
-    for name in ("far", "farther"):
-        book.attach(name, claim(name, 3), local=False)
-    fill(book, "far", 2)
-    budget = book.budgets[SHOP]
-    book.report(("near", 1), 0, busy(0, waiting=1))
-    assert (budget.reserve, budget.charged) == (1, 2)
-    book.dead("far", local=False)
-    assert (budget.reserve, budget.charged) == (0, 3)  # who ends these sessions needs a connection
-    for lease in list(budget.quarantined):
-        book.gone(SHOP, lease)
-    assert budget.reserve == 1
-
-
 def test_a_budget_of_one_has_no_reserve() -> None:
     book = ledger()
     book.attach("far", claim("far", 1), local=False)
@@ -517,3 +501,30 @@ def test_nothing_is_granted_while_it_is_not_known_who_holds_what() -> None:
     assert book.budgets[SHOP].charged == 0
     book.start_granting()
     assert book.budgets[SHOP].charged == 2
+
+
+def open_at(lease: int, server_id: int) -> HeldLease:
+    return HeldLease(lease, LeaseState.OPEN, server_id, (f"192.0.2.1:{server_id}", "192.0.2.2:5432"))
+
+
+def test_the_reserve_is_for_whoever_ends_the_sessions_of_a_lost_host_and_not_for_those_who_wait() -> None:
+    book = ledger(5)
+    book.attach("far", claim("far", leases=[open_at(901, 1), open_at(902, 2), open_at(903, 3)]), local=False)
+    book.attach("a", claim("a", leases=[open_at(904, 4)]))
+    book.attach("b", claim("b"))
+    for member, in_use in (("a", 1), ("b", 0)):
+        book.report((member, 1), 0, busy(in_use, waiting=2))
+    book.dead("far", local=False)
+    (budget,) = book.budgets.values()
+    assert (budget.charged, budget.lost, budget.free) == (4, 3, 0)
+    for member in ("a", "b"):
+        assert not [message for message in said(book, member) if isinstance(message, Granted)]
+    book.have_ended(budget, list(budget.quarantined.values()))
+    # `a` has a connection, but it is in use: it hears first what to do, and then gets what it needs for it.
+    kinds = [type(message) for message in said(book, "a") if isinstance(message, End | Granted)]
+    assert kinds == [End, Granted]
+    assert not [message for message in said(book, "b") if isinstance(message, Granted)]
+    assert budget.charged == 5
+    book.ended(("a", 1), [901, 902, 903])
+    assert sum(len(m.leases) for m in said(book, "b") if isinstance(m, Granted)) == 2
+    assert budget.reserve == 0

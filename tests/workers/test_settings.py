@@ -12,7 +12,7 @@ from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.log_config import LOG_CONFIG
 from pysqlx_engine.settings import (
     LOG_SWITCHES,
-    load_coordinator,
+    load_join_settings,
     load_pool_settings,
     load_run_settings,
     worker_environment,
@@ -99,7 +99,7 @@ def test_a_bad_option_is_named_with_its_value_and_what_is_allowed():
 def test_an_address_of_a_coordinator_is_a_path_or_a_host_with_a_port(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYSQLX_COORDINATOR", address)
     assert load_run_settings().coordinator == address
-    assert load_coordinator() == address
+    assert load_join_settings().coordinator == address
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_file_to_copy_loads_as_it_is_and_shows_the_defaults(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     load_run_settings(str(file))
-    shown = "\n".join(re.findall(r"^# (PYSQLX_(?!COORDINATOR)\w+=.*)$", file.read_text(), re.MULTILINE))
+    shown = "\n".join(re.findall(r"^# (PYSQLX_(?!COORDINATOR|BIND|CURVE_KEYS)\w+=.*)$", file.read_text(), re.MULTILINE))
     assert "PYSQLX_MIN_SIZE" in shown
     defaults = load_run_settings(), load_pool_settings()
     monkeypatch.setenv("PYSQLX_SETTINGS", settings_file(tmp_path, shown))
