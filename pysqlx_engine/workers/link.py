@@ -176,6 +176,10 @@ class Link(Membership):
                 self.connected()
             elif event == _DISCONNECTED:
                 self.disconnected()
+                # ZeroMQ connects again by itself, but not where the other side broke its protocol.
+                with suppress(zmq.ZMQError):
+                    socket.disconnect(self._where.endpoint)
+                socket.connect(self._where.endpoint)
             elif event & _FAILED:
                 self._failed_at_the_door(event)
 

@@ -227,7 +227,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
 
     epoch: int
     session: int
-    term: Annotated[float, Meta(ge=3, le=3600)] | None
+    term: Annotated[float, Meta(ge=2, le=3600)] | None
     """Seconds without a sign of life after which the coordinator takes the process for dead. None: it does not, the
     kernel tells it."""
 

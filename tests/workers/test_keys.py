@@ -235,7 +235,7 @@ async def test_a_coordinator_without_keys_is_not_joined_by_who_expects_some(
 
 def test_who_has_no_keys_learns_nothing(tmp_path: Path, keys: tuple[str, str]) -> None:
     # Neither a welcome nor why there is none: what speaks is ZeroMQ, which says that it wants CURVE.
-    hello = encode(Hello(VERSION + 1, 1, os.getpid(), 0, "", None, 0, []))
+    hello = encode(Hello(VERSION + 1, 1, "name", os.getpid(), 0, "", None, 0, []))
     with coordinator(tmp_path, keys[0]) as address, zmq.Context() as context:
         for mechanism in ("none", "other keys"):
             with context.socket(zmq.DEALER) as peer:
