@@ -20,6 +20,7 @@ The rules:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -268,6 +269,8 @@ class Ledger:
         self._next_lease = first_lease
         self._arrivals = 0
         self._homes: dict[PoolKey, Budget] = {}
+        self._touched: dict[str, Budget] | None = None
+        """While several changes are one: the budgets that they concern."""
 
     # -- pools come and go ----------------------------------------------------------------------------------------
 
@@ -375,16 +378,31 @@ class Ledger:
     def rejoined(self, member: MemberId, claims: Iterable[PoolClaim], *, local: bool) -> None:
         """A process states all that it holds."""
         claims = list(claims)
-        for key in [key for key in self._homes if key[0] == member]:
-            if key[1] not in {claim.pool for claim in claims}:
-                self.detach(key)
-        for claim in claims:
-            self.attach(member, claim, local=local)
-        # It was taken for dead: what it does not claim it has given back.
-        for budget in list(self.budgets.values()):
-            back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
-            for lease in back:
-                self.gone(budget.database, lease)
+        stated = {claim.pool for claim in claims}
+        with self._all_at_once():
+            for key in [key for key in self._homes if key[0] == member]:
+                if key[1] not in stated:
+                    self.detach(key)
+            for claim in claims:
+                self.attach(member, claim, local=local)
+            # It was taken for dead: what it does not claim it has given back.
+            for budget in list(self.budgets.values()):
+                back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
+                for lease in back:
+                    self.gone(budget.database, lease)
+
+    @contextlib.contextmanager
+    def _all_at_once(self) -> Iterator[None]:
+        """Several changes are one. In between nothing is granted: it could be to a pool that is about to be no more, or
+        about to claim what it held before, and then nobody would count it."""
+        touched = self._touched = {}
+        try:
+            yield
+        finally:
+            self._touched = None
+        for budget in touched.values():
+            self._balance(budget)
+            self._forget_if_unused(budget)
 
     def detach(self, key: PoolKey) -> None:
         """A pool is closed and has given everything back."""
@@ -426,13 +444,13 @@ class Ledger:
     def dead(self, member: MemberId, *, local: bool) -> None:
         """A process died, or cannot be reached. Its leases stay charged until the server was seen to let go of
         each."""
-        for key in [key for key in self._homes if key[0] == member]:
-            budget = self._homes.pop(key)
-            pool = budget.remove(key)
-            for held in pool.leases.values() if pool is not None else ():
-                budget.quarantine(Orphan(held, key, self.now, local))
-            self._balance(budget)
-            self._forget_if_unused(budget)
+        with self._all_at_once():
+            for key in [key for key in self._homes if key[0] == member]:
+                budget = self._homes.pop(key)
+                pool = budget.remove(key)
+                for held in pool.leases.values() if pool is not None else ():
+                    budget.quarantine(Orphan(held, key, self.now, local))
+                self._balance(budget)
 
     def gone(self, database: str, lease: Lease) -> None:
         """The server has let go of a dead process's session."""
@@ -447,7 +465,9 @@ class Ledger:
         self._forget_if_unused(budget)
 
     def _forget_if_unused(self, budget: Budget) -> None:
-        if not budget.pools and not budget.quarantined and self.granting and budget.database in self.budgets:
+        if self._touched is not None:
+            self._touched[budget.database] = budget
+        elif not budget.pools and not budget.quarantined and self.granting and budget.database in self.budgets:
             del self.budgets[budget.database]
             self.records.append(Record("forgotten", budget.database, ("", 0)))
 
@@ -562,13 +582,15 @@ class Ledger:
 
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
+        if self._touched is not None:
+            self._touched[budget.database] = budget
+            return
         if not self.granting or not (budget.wanting or budget.ceilings or budget.free < 0):
             return
         starving = [pool for pool in budget.wanting.values() if pool.demand.waiting]
         if not budget.pressed and 0 <= sum(pool.lacks for pool in starving) <= budget.free:
-            self._grant(
-                budget, starving, _as_many_as_wanted, budget.free
-            )  # the usual case: there is enough for everybody
+            # The usual case: there is enough for everybody.
+            self._grant(budget, starving, _as_many_as_wanted, budget.free)
         elif budget.short:
             helper = self._helper(budget)
             targets = self._targets(budget, helper)

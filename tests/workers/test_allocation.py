@@ -85,3 +85,36 @@ def test_connections_that_do_not_divide_stay_with_those_that_have_them() -> None
     a, b, c = ("a", 1), ("b", 1), ("c", 1)
     asked = [Claim(a, 9, 2, 1), Claim(b, 9, 3, 2), Claim(c, 9, 3, 3)]
     assert allocate(8, asked) == {a: 2, b: 3, c: 3}
+
+
+@given(sizes, claims())
+def test_the_richest_gives_first(size: int, asked: list[Claim]) -> None:
+    targets = allocate(size, asked)
+    if sum(claim.demand for claim in asked) > size:
+        return  # then nothing is left over that could stay
+    surplus = {claim.key: max(0, claim.held - claim.demand) for claim in asked}
+    kept = {claim.key: targets[claim.key] - claim.demand for claim in asked}
+    for giver in asked:
+        for other in asked:
+            if kept[giver.key] < surplus[giver.key]:  # it gives: nobody may keep more than it does, but for the rest
+                assert kept[other.key] <= kept[giver.key] + 1
+
+
+@given(sizes, claims())
+def test_nobody_is_given_more_than_it_needs_or_has(size: int, asked: list[Claim]) -> None:
+    targets = allocate(size, asked)
+    assert all(targets[claim.key] <= max(claim.demand, claim.held) for claim in asked)
+
+
+@given(st.integers(1, 5), st.integers(2, 9))
+def test_a_budget_that_is_too_small_for_all_serves_everybody_in_turn(size: int, pools: int) -> None:
+    asked = [Claim((f"process-{number}", 1), demand=1, held=0, since=number) for number in range(pools)]
+    served: set[tuple[str, int]] = set()
+    for turn in range(pools):
+        targets = allocate(size, asked)
+        now = {key for key, target in targets.items() if target}
+        assert len(now) == min(size, pools)
+        served |= now
+        # Each of them uses what it got, gives it back and waits again: it has had its turn.
+        asked = [claim._replace(since=pools + turn) if claim.key in now else claim for claim in asked]
+    assert len(served) == pools

@@ -528,3 +528,30 @@ def test_the_reserve_is_for_whoever_ends_the_sessions_of_a_lost_host_and_not_for
     book.ended(("a", 1), [901, 902, 903])
     assert sum(len(m.leases) for m in said(book, "b") if isinstance(m, Granted)) == 2
     assert budget.reserve == 0
+
+
+def test_a_process_that_states_all_it_holds_is_granted_nothing_in_the_midst_of_it() -> None:
+    book = ledger(operator_size=2)
+    for number, leases in ((1, held(101, 102)), (2, [])):
+        book.attach("a", PoolClaim(number, "a", SHOP, 0, 2, True, leases))
+    book.report(("a", 2), 0, busy(0, waiting=1))
+    said(book, "a")
+    # The other pool has given one back, and that it did was lost on the way.
+    claims = [PoolClaim(1, "a", SHOP, 0, 2, True, held(101)), PoolClaim(2, "a", SHOP, 0, 2, True)]
+    book.rejoined("a", claims, local=True)
+    assert not [m for m in said(book, "a") if isinstance(m, Granted)]  # to a pool that claims not to have it
+    assert book.budgets[SHOP].charged == 1
+    book.report(("a", 2), 0, busy(0, waiting=1))
+    assert [len(m.leases) for m in said(book, "a") if isinstance(m, Granted)] == [1]
+    assert book.budgets[SHOP].charged == 2
+
+
+def test_nothing_is_granted_to_another_pool_of_a_process_that_has_just_died() -> None:
+    book = ledger(operator_size=2)
+    for number, leases in ((1, held(101)), (2, [])):
+        book.attach("far", PoolClaim(number, "far", SHOP, 0, 2, True, leases), local=False)
+    book.report(("far", 2), 0, busy(0, waiting=1))
+    said(book, "far")
+    book.dead("far", local=False)  # with it goes the reserve
+    assert book.outbox == []
+    assert list(book.budgets[SHOP].quarantined) == [101]
