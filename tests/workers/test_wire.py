@@ -544,6 +544,17 @@ def test_a_lease_for_a_pool_that_is_none_goes_back(fake: FakeCoordinator, sqlite
         answers(fake, number)
 
 
+def test_who_uses_an_idle_connection_says_nothing(fake: FakeCoordinator, sqlite_uri: str) -> None:
+    with started(fake, sqlite_uri) as (pool, number):
+        answers(fake, number)
+        before = len(fake.heard)
+        for _ in range(100):
+            with pool.connection():
+                pass
+        answers(fake, number)  # after all that was said before
+        assert [type(said) for said in fake.heard[before:]] == [Report]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_junk_from_a_coordinator_is_dropped(
     fake: FakeCoordinator, sqlite_uri: str, seed: int, caplog: pytest.LogCaptureFixture
