@@ -221,6 +221,8 @@ class Fleet:
 
     def _tell_term(self, name: MemberId, member: Member) -> None:
         member.term = self.term
+        if self._term_due is not None:  # it may be over earlier now
+            self._term_due = min(self._term_due, _term_ends(member))
         if not member.local:
             self.joined.append((name, member))  # for the journal, which has it with a former coordinator's term
 

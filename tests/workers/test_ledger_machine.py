@@ -69,9 +69,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger, refused = self.ledger, set()
         written = {record.held.lease for record in ledger.records if record.held and record.kind == "granted"}
         for record in ledger.records:
-            line = _Line(
-                record.kind, *record.key, record.database, record.held, size=record.size, leases=record.leases
-            )
+            line = _Line(record.kind, *record.key, record.database, record.held, size=record.size, leases=record.leases)
             _apply(self.journal, line)
         ledger.records.clear()
         messages, ledger.outbox = ledger.outbox, []

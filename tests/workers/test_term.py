@@ -32,6 +32,8 @@ class Host:
         return True
 
     def forget(self, name: str) -> None: ...
+    def bind(self, name: str, sender: str) -> None: ...
+    def unbind(self, name: str) -> None: ...
 
     def server_session(self, address: Endpoints) -> Verdict:
         return Verdict.HELD
@@ -45,8 +47,10 @@ def core(directory: Path, epoch: int, term: float, *, now: float = 0.0, remote: 
     return CoordinatorCore(epoch, 5, journal, Host(), now, supervised=True, remote=remote, term=term)
 
 
-def hello(session: int, host: str = "there") -> Hello:
-    return Hello(VERSION, session, 1, 1, host, None, 0, [PoolClaim(1, "pool", SHOP, 0, 5, False)])
+def hello(coordinator: CoordinatorCore, name: str, session: int) -> Hello:
+    host = Host.identity if name == "near" else "there"
+    claim = PoolClaim(1, "pool", SHOP, 0, 5, False)
+    return Hello(VERSION, session, name, 1, 1, host, None, 0, [claim], coordinator.fleet.epoch)
 
 
 def told_term(coordinator: CoordinatorCore) -> float | None:
@@ -64,7 +68,7 @@ def lives_at(coordinator: CoordinatorCore, now: float) -> bool:
 def test_a_coordinator_of_other_hosts_without_a_journal_grants_nothing_for_a_term(tmp_path: Path) -> None:
     # Whoever started it knows the processes of this host only.
     coordinator = core(tmp_path, epoch=1, term=4.0)
-    coordinator.received("near", hello(1, Host.identity))
+    coordinator.received("near", hello(coordinator, "near", 1))
     coordinator.received("near", ProcessPacket(1, 1, 1, [Report(1, 0, Demand(0, 0, 0, 1, want=1))]))
 
     def granted_at(now: float) -> bool:
@@ -80,7 +84,7 @@ def test_a_coordinator_of_other_hosts_without_a_journal_grants_nothing_for_a_ter
 
 def test_the_setting_is_what_a_process_is_told(tmp_path: Path) -> None:
     coordinator = core(tmp_path, epoch=1, term=4.0)
-    coordinator.received("far", hello(1))
+    coordinator.received("far", hello(coordinator, "far", 1))
     assert told_term(coordinator) == 4.0
     assert lives_at(coordinator, 4.0 + MARGIN - 0.01)
     assert not lives_at(coordinator, 4.0 + MARGIN)
@@ -88,7 +92,7 @@ def test_the_setting_is_what_a_process_is_told(tmp_path: Path) -> None:
 
 def test_a_term_that_a_former_coordinator_gave_holds_until_the_process_knows_the_new_one(tmp_path: Path) -> None:
     former = core(tmp_path, epoch=1, term=60.0)
-    former.received("far", hello(1))
+    former.received("far", hello(former, "far", 1))
     former.flush()
     for connection in ("silent", "greets", "answers"):
         directory = tmp_path / connection
@@ -96,7 +100,7 @@ def test_a_term_that_a_former_coordinator_gave_holds_until_the_process_knows_the
         (directory / "journal").write_bytes((tmp_path / "journal").read_bytes())
         coordinator = core(directory, epoch=2, term=4.0, now=100.0)
         if connection != "silent":
-            coordinator.received("far", hello(2))
+            coordinator.received("far", hello(coordinator, "far", 2))
             assert told_term(coordinator) == 4.0
         if connection == "answers":  # only now it is known that it has heard of it
             coordinator.received("far", ProcessPacket(2, 2, 1, []))
