@@ -105,7 +105,7 @@ class Coordinator:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
         self._router.setsockopt(zmq.LINGER, 0)
         # More than a process that was stopped for long finds when it goes on. What one that never reads has us keep for
-        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.unsent`.
+        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.missed`.
         self._router.setsockopt(zmq.SNDHWM, UNSENT)
         self._router.setsockopt(zmq.RCVHWM, UNREAD)
         self._router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
@@ -201,7 +201,7 @@ class Coordinator:
         try:
             self._router.send_multipart([self._routes.get(member) or _route(member), encode(message)], zmq.NOBLOCK)
         except zmq.Again:
-            self._core.unsent(member)
+            self._core.missed(member)
         except zmq.ZMQError:
             pass  # it is gone: its death is told by its pidfd, and one that comes back says hello
 
@@ -219,6 +219,8 @@ class Coordinator:
             if not self._rates.allows(payer, sum(map(len, frames)) + BYTES * (len(frames) - 1), self._core.now):
                 if self._rates.first_refusal(payer):
                     self._say_unread(f"process {peer} sends more than it may: the rest is dropped")
+                if route in self._names:
+                    self._core.missed(self._names[route])
                 continue
             try:
                 (data,) = frames
@@ -272,7 +274,8 @@ class Coordinator:
     def bind(self, name: MemberId, sender: str) -> None:
         if sender != name:  # else it is bound already
             self.unbind(name)
-            self._routes[name] = route = _route(sender)
+            route = self._routes.pop(sender, None) or _route(sender)  # it may have had another name
+            self._routes[name] = route
             self._names[route] = name
 
     def unbind(self, name: MemberId) -> None:
