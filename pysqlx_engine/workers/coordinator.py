@@ -173,7 +173,7 @@ class Coordinator:
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a process that is gone is an error, not silence
         router.setsockopt(zmq.LINGER, 0)
         # More than a process that was stopped for long finds when it goes on. What one that never reads has us keep for
-        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.unsent`.
+        # it is bounded by that; a lease among it is not lost, see `fleet.Fleet.missed`.
         router.setsockopt(zmq.SNDHWM, UNSENT)
         router.setsockopt(zmq.RCVHWM, UNREAD)
         router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
@@ -288,7 +288,7 @@ class Coordinator:
         try:
             router.send_multipart([route[1:], encode(message)], zmq.NOBLOCK)
         except zmq.Again:
-            self._core.unsent(member)
+            self._core.missed(member)
         except zmq.ZMQError:
             pass  # it is gone: its death is told by its pidfd, and one that comes back says hello
 
@@ -307,6 +307,8 @@ class Coordinator:
             if not self._rates.allows(payer, sum(map(len, frames)) + BYTES * (len(frames) - 1), self._core.now):
                 if self._rates.first_refusal(payer):
                     self._say_unread(f"process {peer} sends more than it may: the rest is dropped")
+                if route in self._names:
+                    self._core.missed(self._names[route])
                 continue
             try:
                 (data,) = frames
@@ -385,7 +387,8 @@ class Coordinator:
     def bind(self, name: MemberId, sender: str) -> None:
         if sender != name:  # else it is bound already
             self.unbind(name)
-            self._routes[name] = route = _route(sender)
+            route = self._routes.pop(sender, None) or _route(sender)  # it may have had another name
+            self._routes[name] = route
             self._names[route] = name
 
     def unbind(self, name: MemberId) -> None:

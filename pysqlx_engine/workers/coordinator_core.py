@@ -120,9 +120,9 @@ class CoordinatorCore:
     def refuse_version(self, sender: str, version: int) -> None:
         self.fleet.refuse(sender, f"the coordinator speaks version {VERSION} of the protocol, this process {version}")
 
-    def unsent(self, name: MemberId) -> None:
-        """What `flush` gave for this process could not be sent."""
-        self.fleet.unsent(name)
+    def missed(self, name: MemberId) -> None:
+        """What `flush` gave for this process could not be sent, or something that it said was not read."""
+        self.fleet.missed(name)
 
     def died(self, name: MemberId) -> None:
         """The kernel says that a process is dead."""

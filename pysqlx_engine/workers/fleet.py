@@ -64,7 +64,7 @@ class Member:
     peer: int | None = None
     """The pid that the kernel says is at the other end of its connection, where it says so."""
     missed: bool = False
-    """Whether something could not be sent to it: it has to say hello again."""
+    """Whether something was dropped that was said to it, or by it: it has to say hello again."""
     term: float = TERM
     """The term that it goes by, perhaps still a former coordinator's: so long it may believe that it can open
     connections."""
@@ -239,9 +239,10 @@ class Fleet:
         self._answered[name] = self._now
         return True
 
-    def unsent(self, name: MemberId) -> None:
-        """So much waits for a process already, that nothing more could be sent to it: it is stopped, or does not read.
-        It gets no more until it has said `Hello` again."""
+    def missed(self, name: MemberId) -> None:
+        """Something was not sent to a process, because so much waits for it already, or something of it was not heard,
+        because it said too much. It is asked to say `Hello` until it does, and told nothing else before: the next
+        packet, which would show what is missing, may never come."""
         member = self.members.get(name)
         if member is not None:
             member.missed = True

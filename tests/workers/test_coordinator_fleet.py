@@ -159,9 +159,9 @@ def test_a_long_answer_is_cut_into_packets() -> None:
     assert [(one.number, len(one.messages)) for one in packets] == [(1, MOST_MESSAGES), (2, 1)]
 
 
-def test_who_does_not_read_gets_no_more_until_it_has_said_hello() -> None:
+def test_who_has_missed_something_is_told_nothing_more_until_it_has_said_hello() -> None:
     fleet = joined()
-    fleet.unsent("a")
+    fleet.missed("a")
     fleet.packet("a", packet(1, WAITS))
     wait(fleet, 5 * LOST_AGAIN)
     asked = said(fleet)

@@ -231,17 +231,20 @@ class Stranger:
         while time.monotonic() < deadline:
             hello = self.hello(*pools, **changes)
             self.send(encode(hello))
-            while answer := self.receive(0.5):
+            again_at = time.monotonic() + 0.5
+            while answer := self.receive(max(0.0, again_at - time.monotonic())):
                 if isinstance(answer, Welcome) and answer.session == self.session:
                     self.epoch = answer.epoch
                     return answer
         raise AssertionError("not welcomed")
 
-    def told(self, kind: type[Kind]) -> Kind:
-        """The next message of this kind to one of our pools."""
+    def told(self, kind: type[Kind], unless: type[FromCoordinator] | None = None) -> Kind | None:
+        """The next message of this kind to one of our pools; None when there is an answer of the kind `unless`."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             packet = self.receive()
+            if unless is not None and isinstance(packet, unless):
+                return None
             for message in packet.messages if isinstance(packet, CoordinatorPacket) else []:
                 if isinstance(message, kind):
                     return message
