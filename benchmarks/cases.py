@@ -111,8 +111,12 @@ CASES = (
         module="fleet_takeover", reopening=2.0,
     ),
     _case("fleet-kill", "kill -9 to the leases' re-grant, p99", "ms", limit=50.0, module="fleet_kills"),
-    _case("fleet-grants", "leases, one a request, 8 processes", "grants/s", limit=20_000.0, module="fleet_grants"),
+    _case(
+        "fleet-grants", "leases, one a request, 8 processes with 4 pools each", "grants/s",
+        limit=20_000.0, module="fleet_grants",
+    ),
     _case("fleet-grants-cpu", "the same in a second of the coordinator's own", "grants/s", module="fleet_grants"),
+    _case("fleet-grants-one", "the same with one pool each", "grants/s", module="fleet_grants", echo=None),
     _case("fleet-latency", "request to grant at 10,000 grants/s, p99", "ms", limit=5.0, module="fleet_grants"),
     _case("fleet-latency-half", "the same at half of what was reached, p99", "ms", module="fleet_grants"),
     _case(

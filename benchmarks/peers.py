@@ -91,6 +91,7 @@ PEERS = {
         Peer("driver", "the driver alone", "ours", _OURS),
         Peer("fixed", "a fixed part each", "ours", _OURS),
         Peer("pgbouncer", "PgBouncer, session mode", "ours", _OURS, program="pgbouncer"),
+        Peer("echo", "ZeroMQ alone, echoes", "ours", _OURS),
         Peer("reopening", "close and connect alone", "ours", _OURS),
         Peer("old", "pysqlx-engine 0.3.2", "old", ("pysqlx-engine==0.3.2",)),
         Peer("psycopg", "psycopg_pool", "psycopg", (_PSYCOPG, "psycopg-pool==3.3.3")),

@@ -52,6 +52,10 @@ class Member:
         self.say(**words)
         return self.hear()
 
+    def fileno(self) -> int:
+        """Readable when the other end has said something, or is gone."""
+        return self._connection.fileno()
+
     def close(self) -> None:
         self._lines.close()
         self._connection.close()

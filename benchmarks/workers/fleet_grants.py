@@ -1,4 +1,4 @@
-"""How many leases one coordinator grants, and how long a grant takes, asked by eight processes one lease at a time."""
+"""How many leases one coordinator grants, and how long a grant takes: 8 processes ask for one lease a request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from .fleet import Coordinator, Leader, Member, main, percentile
 
 LINKS = 8
+POOLS = 4
+"""Of each process: a service has several databases, or several pools for one. Each asks for one lease at a time."""
 BUDGET = 1000
 """So many that nobody waits for what another has: what is measured is the coordinator, not the sharing."""
 TARGET = 20_000
@@ -14,15 +16,35 @@ WARM_UP = 0.3
 
 
 def rate(uri: str, seconds: float) -> float:
+    return _rate(uri, seconds, POOLS)
+
+
+def rate_of_one(uri: str, seconds: float) -> float:
+    return _rate(uri, seconds, 1)
+
+
+def echoes(uri: str, seconds: float) -> float:
+    """What ZeroMQ alone does: each process sends one message, has it back, and sends the next."""
     with Leader() as leader:
-        _, links = _start(leader)
+        leader.start_module("fleet_echo", leader.path)
+        router, itself = leader.accept()
+        for _ in range(LINKS):
+            leader.start_module("fleet_echo", leader.path, itself["endpoint"])
+        figure = _saturate(leader.members(LINKS), seconds)
+        router.say()  # it may end
+        return figure
+
+
+def _rate(uri: str, seconds: float, pools: int) -> float:
+    with Leader() as leader:
+        _, links = _start(leader, uri, pools)
         return _saturate(links, seconds)
 
 
 def rate_of_its_own(uri: str, seconds: float) -> float:
     """Grants for each second that the coordinator itself computes, however little of a core the others leave it."""
     with Leader() as leader:
-        coordinator, links = _start(leader)
+        coordinator, links = _start(leader, uri, POOLS)
         _saturate(links, 0.0)
         grants, before = 0.0, coordinator.cpu_seconds()
         span = max(1.0, seconds)  # the kernel counts hundredths
@@ -32,21 +54,21 @@ def rate_of_its_own(uri: str, seconds: float) -> float:
 
 def latency(uri: str, seconds: float) -> float:
     with Leader() as leader:
-        _, links = _start(leader)
+        _, links = _start(leader, uri, 1)
         _saturate(links, 0.0)
         return _pace(links, TARGET / 2, seconds)
 
 
 def latency_at_half(uri: str, seconds: float) -> float:
     with Leader() as leader:
-        _, links = _start(leader)
+        _, links = _start(leader, uri, 1)
         return _pace(links, _saturate(links, seconds) / 2, seconds)
 
 
-def _start(leader: Leader) -> tuple[Coordinator, list[Member]]:
+def _start(leader: Leader, uri: str, pools: int) -> tuple[Coordinator, list[Member]]:
     coordinator = Coordinator(leader, BUDGET)
     for _ in range(LINKS):
-        leader.start_module("fleet_thin", leader.path, coordinator.endpoint)
+        leader.start_module("fleet_thin", leader.path, coordinator.endpoint, str(pools), uri)
     return coordinator, leader.members(LINKS)
 
 
@@ -72,6 +94,8 @@ if __name__ == "__main__":
     main(
         {
             ("ours", "fleet-grants"): rate,
+            ("ours", "fleet-grants-one"): rate_of_one,
+            ("echo", "fleet-grants-one"): echoes,
             ("ours", "fleet-grants-cpu"): rate_of_its_own,
             ("ours", "fleet-latency"): latency,
             ("ours", "fleet-latency-half"): latency_at_half,

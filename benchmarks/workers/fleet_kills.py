@@ -28,7 +28,7 @@ def kills(uri: str, times: int) -> Iterator[float]:
         arguments = [leader.path, coordinator.endpoint, uri]
         leader.start_module("fleet_victims", *arguments, str(CONNECTIONS))
         forking, _ = leader.accept()
-        leader.start_module("fleet_thin", *arguments)
+        leader.start_module("fleet_thin", leader.path, coordinator.endpoint, "1", uri)
         waiter, _ = leader.accept()
         for _ in range(times):
             forking.say()

@@ -1,6 +1,6 @@
-"""A process with the real link and a client in the pool's place that opens nothing: `... fleet_thin LEADER ENDPOINT`.
+"""A process with the real link and clients in the pools' place that open nothing: `... LEADER ENDPOINT POOLS URI`.
 
-The client asks for leases and gives each back the moment it is granted. So what is measured is the way from asking to
+A client asks for leases and gives each back the moment it is granted. So what is measured is the way from asking to
 the grant, through link, socket, coordinator and journal, and no database.
 """
 
@@ -19,8 +19,6 @@ from pysqlx_engine.workers.leased_budget import LeasedBudget
 from pysqlx_engine.workers.link import Link
 
 from .fleet import TIMEOUT, Member, join, sleep_until
-
-NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 class ThinClient:
@@ -81,20 +79,24 @@ class ThinClient:
         return Demand(in_use=0, idle=0, recent=0, waiting=waiting, want=waiting)
 
 
-def serve(leader: Member, client: ThinClient) -> None:
+def serve(leader: Member, clients: list[ThinClient]) -> None:
     while True:
         match leader.hear():
             case {"do": "saturate", "since": since, "until": until}:
-                client.keen = True
-                client.ask(time.monotonic())
+                for client in clients:
+                    client.keen = True
+                    client.ask(time.monotonic())
                 sleep_until(since)
-                before = len(client.waits)
+                before = sum(len(client.waits) for client in clients)
                 sleep_until(until)
-                grants = len(client.waits) - before
-                client.keen = False
-                client.served.wait(TIMEOUT)
+                grants = sum(len(client.waits) for client in clients) - before
+                for client in clients:
+                    client.keen = False
+                for client in clients:
+                    client.served.wait(TIMEOUT)
                 leader.say(grants=grants)
             case {"do": "pace", "since": since, "until": until, "pause": pause}:
+                (client,) = clients
                 # A wait counts from when its request was due: one that could not even be sent yet has waited, too.
                 client.waits.clear()
                 while since < until:
@@ -104,6 +106,7 @@ def serve(leader: Member, client: ThinClient) -> None:
                 client.served.wait(TIMEOUT)
                 leader.say(waits=client.waits)
             case {"do": "want", "leases": leases}:
+                (client,) = clients
                 client.granted_at.clear()
                 client.ask(time.monotonic(), leases)
                 leader.say()
@@ -112,15 +115,17 @@ def serve(leader: Member, client: ThinClient) -> None:
 
 
 def main() -> None:
-    path, endpoint, *uri = sys.argv[1:]
+    path, endpoint, pools, uri = sys.argv[1:]
     link = Link(endpoint)
-    client = ThinClient(link, *(uri or [NOWHERE]))
-    asyncio.run(client.budget.attach(client))
+    clients = [ThinClient(link, uri) for _ in range(int(pools))]
+    for client in clients:
+        asyncio.run(client.budget.attach(client))
     leader = join(path)
     try:
-        serve(leader, client)
+        serve(leader, clients)
     except EOFError:
-        client.budget.detach()
+        for client in clients:
+            client.budget.detach()
         link.stop()
 
 
