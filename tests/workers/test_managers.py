@@ -23,7 +23,6 @@ from .test_standalone import status
 
 BUDGET = 4
 WORKERS = 3
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # The pool is made at import. Who starts it, and when, is what the cases differ in.
 WSGI = """
