@@ -19,7 +19,7 @@ from tests.proxy import FaultProxy
 from tests.servers import Database, free_port, postgresql_database
 
 from .hosts import Host, NoNamespacesError, Site, site
-from .runs import run_environment
+from .runs import CTL, run_environment
 from .sampling import Samples, watching
 
 pytestmark = pytest.mark.timeout(45)
@@ -28,13 +28,6 @@ TERM = 2.0
 BUDGET = 5
 """One of it is kept in reserve while there are processes of other hosts."""
 
-COORDINATOR = """
-import sys
-from pysqlx_engine.workers.coordinator import CoordinatorConfig, main
-
-directory, size, bind, keys, term = sys.argv[1:]
-main(CoordinatorConfig(directory, int(size), "hosts", bind=bind, curve_keys=keys, term=float(term)))
-"""
 MEMBER = """
 import asyncio, sys
 from pysqlx_engine import PySQLXEnginePool
@@ -106,18 +99,25 @@ class Fleet:
     """A coordinator, and members here and there."""
 
     def __init__(self, site: Site, directory: Path, keys: tuple[Path, Path], database: str) -> None:
-        self.site, self.directory, self.keys = site, directory, keys
+        self.site, self.home, self.keys = site, directory, keys
+        self.directory = directory / "pysqlx" / "hosts"
         self.uri = site.uri(database)
         self.port = free_port()
         self._stack = ExitStack()
-        (directory / "journal").touch()  # that there is one means that nobody else can have joined before: no wait
+        for private in (self.directory.parent, self.directory):
+            private.mkdir(mode=0o700)
+        (self.directory / "journal").touch()  # that there is one means that nobody else can have joined before: no wait
 
     @contextmanager
     def running(self, term: float) -> Iterator[None]:
-        bind = f"tcp://{self.site.talk.ip}:{self.port}"
-        arguments = [str(self.directory), str(BUDGET), bind, str(self.keys[0]), str(term)]
+        options = ["--name", "hosts", "--max-size", str(BUDGET), "--term", str(term)]
+        options += ["--bind", f"tcp://{self.site.talk.ip}:{self.port}", "--curve-keys", str(self.keys[0])]
         with subprocess.Popen(
-            [sys.executable, "-c", COORDINATOR, *arguments], stderr=subprocess.PIPE, text=True
+            [*CTL, "coordinator", *options],
+            env=run_environment(self.home, {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as self._coordinator:
             try:
                 with self._stack:
@@ -134,7 +134,7 @@ class Fleet:
             settings = {"PYSQLX_COORDINATOR": address, "PYSQLX_CURVE_KEYS": str(self.keys[1])}
         process = subprocess.Popen(
             [*(host.command if host is not None else []), sys.executable, "-c", MEMBER, self.uri],
-            env=run_environment(self.directory, settings),
+            env=run_environment(self.home, settings),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
