@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.servers import Database
@@ -39,9 +40,18 @@ class Holder:
         self._process = process
         self.pid = process.pid
 
-    def wait_until_it_holds(self) -> None:
+    def line(self) -> str:
         assert self._process.stdout is not None
-        assert self._process.stdout.readline().startswith("holds")
+        return self._process.stdout.readline().rstrip("\n")
+
+    def ask(self) -> None:
+        """Tell it to go on: what it does then, it says by `line`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def wait_until_it_holds(self) -> None:
+        assert self.line().startswith("holds")
 
     def end(self) -> int:
         self._process.communicate("\n", timeout=20)
@@ -49,9 +59,9 @@ class Holder:
 
 
 @contextmanager
-def holder(directory: Path, address: str, database: Database, count: int) -> Iterator[Holder]:
+def holder(directory: Path, address: str, database: Database, count: int, script: str = HOLDER) -> Iterator[Holder]:
     """A process that has joined the coordinator at `address` and takes `count` connections."""
-    command = [sys.executable, "-c", HOLDER, database.uri, str(count)]
+    command = [sys.executable, "-c", script, database.uri, str(count)]
     environment = run_environment(directory, {"PYSQLX_COORDINATOR": address})
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -220,3 +230,64 @@ def test_a_process_of_another_user_is_told_why_it_cannot_join(tmp_path: Path, sq
         f"no answer from the coordinator within 0.2 s (coordinator not reachable at {address}, which user 65534 may "
         "not enter: run the coordinator and its processes as one user)\n"
     )
+
+
+# Uses its pool whenever it is told to, and says whether it got a connection, or waits for one without having any.
+USER = """
+import sys, threading
+from pysqlx_engine import PySQLXEnginePoolSync
+
+def use(done):
+    with pool.connection() as conn:
+        conn.query_first("SELECT 1 AS a")
+    done.set()
+
+def outcome():
+    done = threading.Event()
+    threading.Thread(target=use, args=(done,), daemon=True).start()
+    while not done.wait(0.01):
+        stats = pool.stats()
+        if stats.waiting and not stats.held:
+            return "waits"
+    return "used"
+
+with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, check_after=0) as pool:
+    print("started", flush=True)
+    while sys.stdin.readline():
+        print(outcome(), flush=True)
+"""
+
+
+def test_a_lease_is_for_one_connection_also_while_the_coordinator_is_stopped(
+    tmp_path: Path, postgresql_db: Database
+) -> None:
+    """A second connection under the same lease would be one that nobody knows of when its process is killed: the
+    session that the coordinator knows is gone, and it would grant the lease to the next one."""
+    with ExitStack() as stack:
+        samples = stack.enter_context(watching(postgresql_db))
+        sample = stack.enter_context(postgresql_db.sampler())
+        run, address = stack.enter_context(coordinating(tmp_path, "--max-size", "1"))
+        dies, comes = (stack.enter_context(holder(tmp_path, address, postgresql_db, 1, USER)) for _ in range(2))
+        assert [dies.line(), comes.line()] == ["started", "started"]
+        dies.ask()
+        assert dies.line() == "used"
+        run.send(signal.SIGSTOP)
+        end_sessions(postgresql_db)
+        assert sample() == 0
+        dies.ask()
+        assert dies.line() == "waits"
+        comes.ask()
+        assert comes.line() == "waits"
+        os.kill(dies.pid, signal.SIGKILL)
+        wait_gone([dies.pid])
+        run.send(signal.SIGCONT)
+        until(lambda: sample() == 1)
+        until(lambda: leases(tmp_path) == {comes.pid: 1})
+    assert samples.most == 1, samples
+
+
+def end_sessions(database: Database) -> None:
+    """Those of everybody, and wait until they are gone."""
+    uri, _, name = database.uri.rpartition("/")
+    with psycopg.connect(f"{uri}/postgres", autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
