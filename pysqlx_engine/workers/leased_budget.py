@@ -147,9 +147,15 @@ class LeasedBudget:
 
     def connecting(self, lease: Lease) -> bool:
         if not self._link.may_open():
+            # The link may hear that it may before the pool has made anything of this.
+            self._link.later(0, self._look_again)
             return False
         self._move(HeldLease(lease, LeaseState.CONNECTING))
         return True
+
+    def _look_again(self) -> None:
+        if self._link.may_open():
+            self.resume()
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
         self._move(HeldLease(lease, LeaseState.OPEN, session.server_id, session.address, session.liveness_checked))

@@ -330,8 +330,10 @@ class Membership(ABC):
 
     def _extend(self, since: float) -> None:
         """The coordinator has heard what was sent at `since`."""
+        # Somebody may have been refused before `outgoing` has noticed that it was over.
+        was_over = not self.may_open()
         self._deadline = None if self._term is None else since + self._term - MARGIN
-        if self._over and self.may_open():
+        if was_over and self.may_open():
             self._over = False
             for budget in self._all():
                 budget.resume()

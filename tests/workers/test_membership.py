@@ -405,6 +405,35 @@ def test_a_term_counts_from_when_that_was_sent_which_was_heard_and_ends_a_margin
     assert client.told[-1] == "resume"
 
 
+def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_again_when_it_is_extended() -> None:
+    # A process that was stopped goes on: one thread sees that the term is over before the other reads what came.
+    here = Here()
+    budget, client = pool(here)
+    here.join(TERM)
+    here.time += 2.0
+    here.packets()
+    here.time += TERM - MARGIN - 1.0
+    assert not budget.connecting(7)
+    here.hears(heard=1)
+    assert here.may_open()
+    assert client.told[-1:] == ["resume"]
+
+
+def test_who_was_refused_just_before_the_term_was_extended_is_told_once_more() -> None:
+    here = Here()
+    budget, client = pool(here)
+    here.join(TERM)
+    here.time += 2.0
+    here.packets()
+    here.time += TERM - MARGIN - 1.0
+    assert not budget.connecting(7)
+    here.hears(heard=1)
+    client.told.clear()  # it came before the pool had made anything of the refusal
+    for callback in here.later_calls:
+        callback()
+    assert client.told == ["resume"]
+
+
 def test_when_the_term_is_over_what_the_coordinator_does_not_know_of_is_closed() -> None:
     here = Here()
     budget, client = pool(here)
