@@ -338,13 +338,13 @@ class PoolRuntime:
                 self._open_failed(lease, error)
             return
         self._outage.succeeded(at_limit=self.core.server_limit is not None)
-        if budget is not None:
-            budget.opened(lease, conn.session)
         with self._lock:
             self._counters.opened += 1
             self._counters.open.observe(conn.opened_at - started)
             effects = self.core.opened(conn)
             size = self.core.size
+        if budget is not None:  # not before: what it disowns from now on is looked for among those that are open
+            budget.opened(lease, conn.session)
         logger.debug("Pool: New connection created: %s PoolSize: %d", conn, size)
         if not self._compared:
             self._compare_with_server(conn.session.server_limit)
