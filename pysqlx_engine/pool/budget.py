@@ -127,6 +127,9 @@ class Budget(Protocol):
     def ended(self, leases: Sequence[Lease]) -> None:
         """The server has no session any more under these leases, which were somebody else's."""
 
+    def answers(self) -> bool:
+        """Whether whoever decides can be heard: else a lease that is given back cannot be had again."""
+
     def detach(self) -> None:
         """The pool is closed; everything was given back."""
 
@@ -195,6 +198,9 @@ class LocalBudget:
             owes = self._owes
         if owes:  # somebody began to wait between the decision to give these back and now
             self.demand_changed(urgent=True)
+
+    def answers(self) -> bool:
+        return True
 
     def detach(self) -> None:
         self._client = None

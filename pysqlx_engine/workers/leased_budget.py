@@ -78,6 +78,9 @@ class LinkToLedger(Protocol):
     def may_open(self) -> bool:
         """Whether connections may be opened under leases that are held."""
 
+    def answers(self) -> bool:
+        """Whether whoever grants leases can be heard."""
+
     def describe(self) -> str: ...
 
     def label(self, pool: str) -> str:
@@ -184,6 +187,9 @@ class LeasedBudget:
         with self._link.lock:
             self._link.post(Ended(self.pool_id, list(leases)))
         self._link.flush()
+
+    def answers(self) -> bool:
+        return self._link.answers()
 
     def detach(self) -> None:
         self._link.remove(self)
@@ -343,6 +349,9 @@ class LocalLink:
         background().call_later(delay, callback)
 
     def may_open(self) -> bool:
+        return True
+
+    def answers(self) -> bool:
         return True
 
     def describe(self) -> str:

@@ -192,6 +192,10 @@ class Membership(ABC):
         deadline = self._deadline
         return deadline is None or self.now() < deadline
 
+    def answers(self) -> bool:
+        """Whether the coordinator can be heard, as far as we know."""
+        return self.joined and self.may_open()
+
     def describe(self) -> str:
         if self.failure is not None:
             return self.failure.reason

@@ -405,6 +405,19 @@ def test_a_term_counts_from_when_that_was_sent_which_was_heard_and_ends_a_margin
     assert client.told[-1] == "resume"
 
 
+def test_the_coordinator_answers_while_we_have_joined_and_the_term_is_not_over() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    assert not budget.answers()
+    here.join(TERM)
+    assert budget.answers()
+    here.time += TERM
+    assert not budget.answers()
+    here.join(TERM)
+    here.disconnected()
+    assert not budget.answers()
+
+
 def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_again_when_it_is_extended() -> None:
     # A process that was stopped goes on: one thread sees that the term is over before the other reads what came.
     here = Here()
