@@ -69,8 +69,9 @@ class Link(Membership):
     def flush(self) -> None:
         if self._woken:
             return  # it has not looked yet, and will find what was posted
-        self._woken = True
-        if threading.get_ident() != self._thread.ident:  # our own thread looks again by itself
+        is_own = threading.get_ident() == self._thread.ident
+        self._woken = True  # nothing is called between here and the write: a signal's handler could raise there
+        if not is_own:  # our own thread looks again by itself
             os.write(self._wake_write, b"\0")
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
