@@ -136,7 +136,11 @@ class LeasedBudget:
     def _report_in(self, delay: float) -> None:
         if not self._report_due:
             self._report_due = True
-            self._link.later(delay, self._report_now)
+            try:
+                self._link.later(delay, self._report_now)
+            except BaseException:  # a signal's handler has raised
+                self._report_due = False
+                raise
 
     def _report_now(self) -> None:
         self._report_due = False

@@ -359,6 +359,25 @@ def test_unwelcome_is_no_answer_to_one_who_has_joined() -> None:
     assert (client.told, here.joined) == ([], True)
 
 
+def test_who_is_interrupted_while_a_report_is_put_off_may_put_off_the_next_one() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    here.join()
+    here.said()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt  # as a signal's handler may
+
+    with pytest.MonkeyPatch.context() as signalled:
+        signalled.setattr(here, "later", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            budget.demand_changed(urgent=False)
+    budget.demand_changed(urgent=False)
+    (report_now,) = here.later_calls
+    report_now()
+    assert [type(message) for message in here.said()] == [Report]
+
+
 # -- the term ---------------------------------------------------------------------------------------------------------
 
 
