@@ -134,6 +134,8 @@ class Link(Membership):
                         self._receive_all(socket)
                     self._woken = False  # before it looks: what is posted from here on wakes it again
                     self._send(socket)
+                if self._stopping:
+                    self._send(socket)  # what was posted since the last look, but before `stop`
                 socket.disable_monitor()
         if not self._stopping:  # else it is us who leave: the coordinator is not gone
             self.disconnected()
