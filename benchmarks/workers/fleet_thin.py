@@ -64,6 +64,9 @@ class ThinClient:
     def resized(self) -> None:
         pass
 
+    def suspend(self) -> None:
+        pass
+
     def resume(self) -> None:
         pass
 

@@ -80,8 +80,11 @@ class BudgetClient(Protocol):
     def refused(self, error: BaseException) -> None:
         """No budget can be had any more; waiters fail with `error`."""
 
+    def suspend(self) -> None:
+        """No connection may be opened until `resume`; leases under which none is open are given back."""
+
     def resume(self) -> None:
-        """Connections may be opened again, after `Budget.connecting` had refused it."""
+        """Connections may be opened again, after `suspend`, or after `Budget.connecting` had refused it."""
 
     def disown(self, leases: Sequence[Lease]) -> None:
         """Close the connections of these leases at once, whoever uses them: the budget may give them to others."""

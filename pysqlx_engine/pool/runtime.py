@@ -326,7 +326,7 @@ class PoolRuntime:
     async def _open(self, lease: Lease) -> None:
         budget = self._budget
         if budget is not None and not budget.connecting(lease):
-            self._decide(self.core.suspend, lease)
+            self._decide(self.core.not_allowed, lease)
             return
         started = time.monotonic()
         try:
@@ -447,6 +447,9 @@ class PoolRuntime:
 
     def refused(self, error: BaseException) -> None:
         self._decide(self.core.fail_waiters, error)
+
+    def suspend(self) -> None:
+        self._decide(self.core.suspend)
 
     def resume(self) -> None:
         self._decide(self.core.resume)

@@ -281,6 +281,11 @@ class LeasedBudget:
             assert self._client is not None
             self._client.disown(unnamed)
 
+    def suspend(self) -> None:
+        """No connection may be opened until `resume`."""
+        assert self._client is not None
+        self._client.suspend()
+
     def resume(self) -> None:
         """Connections may be opened again."""
         assert self._client is not None

@@ -260,6 +260,8 @@ class Membership(ABC):
         if self._deadline is not None and not self._over and now >= self._deadline:
             self._over = True
             logger.warning("Pool: the coordinator has not been heard for a term; growth waits for it.")
+            for budget in self._all():
+                budget.suspend()
         if self._over:
             for budget in self._all():
                 budget.disown_unnamed()

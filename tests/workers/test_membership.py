@@ -11,6 +11,7 @@ from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
+from pysqlx_engine.pool.core import Effects, PoolCore, Waiter
 from pysqlx_engine.workers.leased_budget import LeasedBudget
 from pysqlx_engine.workers.membership import (
     BEATS,
@@ -121,6 +122,9 @@ class Client:
 
     def refused(self, error: BaseException) -> None:
         self.told.append(("refused", str(error)))
+
+    def suspend(self) -> None:
+        self.told.append("suspend")
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -480,6 +484,34 @@ def test_when_the_term_is_over_what_the_coordinator_does_not_know_of_is_closed()
     here.time += TERM
     here.outgoing()
     assert client.told[-1] == ("disown", [8])
+
+
+def test_a_lease_under_which_nothing_is_open_goes_back_when_the_term_is_over() -> None:
+    # The coordinator gives it to somebody else after a while: a process that came back and opened a connection under it
+    # would be over the budget.
+    here = Here()
+    budget, client = pool(here)
+    core = PoolCore(0, 4)
+    core.start()
+
+    def perform(effects: Effects) -> None:
+        if effects.give_back:
+            budget.give_back(effects.give_back)
+
+    client.suspend = lambda: perform(core.suspend())  # type: ignore[method-assign]
+    here.join(TERM)
+    here.hears(Granted(budget.pool_id, [7], 1))
+    core.wait(Waiter(lambda: None), here.time)  # somebody waits all the time
+    assert core.granted([7]).open == [7]
+    assert budget.connecting(7)
+    perform(core.open_failed(7, OSError("no server"), permanent=False))
+    assert core.spare == [7]
+    here.time += TERM
+    here.outgoing()
+    here.disconnected()
+    (claim,) = here.join(TERM).pools
+    assert claim.leases == []
+    assert core.try_again().open == core.resume().open == []
 
 
 def test_what_a_hello_has_named_is_known_when_it_is_answered() -> None:
