@@ -272,6 +272,11 @@ class LeasedBudget:
         self._client.refused(error)
         self._resolve(error)
 
+    def heard_of(self, lease: Lease) -> None:
+        """The coordinator knows of the connection of `lease`. Called with the link's lock held."""
+        if lease in self._leases:  # else it was given back meanwhile
+            self.named.add(lease)
+
     def disown_unnamed(self) -> None:
         """Close what the coordinator does not know of, and what nobody else can end: it will have these leases back."""
         with self._link.lock:

@@ -367,7 +367,7 @@ class Membership(ABC):
         budget = self._budgets.get(pool)
         if budget is not None and held.known:
             with self.lock:
-                budget.named.add(held.lease)
+                budget.heard_of(held.lease)
 
     def _give_back(self, pool: int, leases: list[Lease]) -> None:
         if leases:

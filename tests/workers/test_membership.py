@@ -514,6 +514,19 @@ def test_a_lease_under_which_nothing_is_open_goes_back_when_the_term_is_over() -
     assert core.try_again().open == core.resume().open == []
 
 
+def test_nothing_is_kept_of_a_connection_that_was_closed_before_the_coordinator_was_heard_to_know_of_it() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    here.join(TERM)
+    here.hears(Granted(budget.pool_id, [7], 1))
+    opened(budget, 7)
+    (packet,) = here.packets()
+    budget.closing(7)
+    budget.give_back([7])
+    here.hears(heard=packet.number)
+    assert budget.named == set()
+
+
 def test_what_a_hello_has_named_is_known_when_it_is_answered() -> None:
     here = Here()
     budget, client = pool(here)
