@@ -62,6 +62,9 @@ class ThinClient:
     def resized(self) -> None:
         pass
 
+    def suspend(self) -> None:
+        pass
+
     def resume(self) -> None:
         pass
 

@@ -89,6 +89,9 @@ class SimulatedLink(Membership):
     def resized(self) -> None:
         pass
 
+    def suspend(self) -> None:
+        pass
+
     def resume(self) -> None:
         pass
 

@@ -80,8 +80,11 @@ class BudgetClient(Protocol):
     def refused(self, error: BaseException) -> None:
         """No budget can be had any more; waiters fail with `error`."""
 
+    def suspend(self) -> None:
+        """No connection may be opened until `resume`; leases under which none is open are given back."""
+
     def resume(self) -> None:
-        """Connections may be opened again, after `Budget.connecting` had refused it."""
+        """Connections may be opened again, after `suspend`, or after `Budget.connecting` had refused it."""
 
     def disown(self, leases: Sequence[Lease]) -> None:
         """Close the connections of these leases at once, whoever uses them: the budget may give them to others."""
@@ -126,6 +129,9 @@ class Budget(Protocol):
 
     def ended(self, leases: Sequence[Lease]) -> None:
         """The server has no session any more under these leases, which were somebody else's."""
+
+    def answers(self) -> bool:
+        """Whether whoever decides can be heard: else a lease that is given back cannot be had again."""
 
     def detach(self) -> None:
         """The pool is closed; everything was given back."""
@@ -195,6 +201,9 @@ class LocalBudget:
             owes = self._owes
         if owes:  # somebody began to wait between the decision to give these back and now
             self.demand_changed(urgent=True)
+
+    def answers(self) -> bool:
+        return True
 
     def detach(self) -> None:
         self._client = None

@@ -474,12 +474,17 @@ class PoolCore:
         self.backing_off = False
         return self._plan()
 
-    def suspend(self, lease: Lease) -> Effects:
-        """Nothing can be opened under `lease` now, nor under others, until `resume`."""
-        self.spare.append(lease)
-        self.opening.remove(lease)
+    def suspend(self) -> Effects:
+        """Nothing can be opened until `resume`. Leases under which nothing is open go back: they may be somebody else's
+        by then."""
         self.suspended = True
         return self._plan()
+
+    def not_allowed(self, lease: Lease) -> Effects:
+        """The budget does not let us open anything under `lease` now, nor under others."""
+        self.spare.append(lease)
+        self.opening.remove(lease)
+        return self.suspend()
 
     def resume(self) -> Effects:
         """Connections may be opened again. Those that are open may have been ended meanwhile."""
@@ -591,7 +596,7 @@ class PoolCore:
                 self.opening.add(lease)
                 effects.open.append(lease)
         # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
-        keep = min(len(self.spare), len(self.waiters)) if self.backing_off or self.suspended else 0
+        keep = min(len(self.spare), len(self.waiters)) if self.backing_off and not self.suspended else 0
         for limit in (self._allowed, self.server_limit):
             if limit is not None:
                 keep = max(0, min(keep, limit - (self.held - self.returning - len(self.spare))))

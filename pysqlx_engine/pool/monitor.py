@@ -47,18 +47,20 @@ async def run_monitor(pool: PoolRuntime, *, threads: bool) -> None:
 
 
 def look_after(pool: PoolRuntime) -> None:
-    """Retire what is too old or was not needed for long, remove what is known to be dead, refill to `min_size`."""
-    config, now = pool.config, time.monotonic()
+    """Retire what is too old or was not needed for long, remove what is known to be dead, refill to `min_size`. Nothing
+    is retired while no lease could be had for what replaces it."""
+    config, budget, now = pool.config, pool._budget, time.monotonic()
+    retires = budget is not None and budget.answers()
     with pool._lock:
         core = pool.core
         idle = core.idle[: config.monitor_batch_size]
         for conn in core.in_use:
-            conn.retire = conn.retire or conn.expires_at < now
+            conn.retire = conn.retire or (retires and conn.expires_at < now)
         surplus = core.size - core.min_size
     for conn in idle:
         unused = surplus > 0 and conn.last_used < now - config.max_idle
         dead = not conn.engine.connected or not conn.engine.is_healthy() or not conn.session.seems_alive()
-        if unused or dead or conn.retire or conn.expires_at < now:
+        if dead or (retires and (unused or conn.retire or conn.expires_at < now)):
             surplus -= 1
             pool._counters.found_dead += dead
             pool._decide(pool.core.discard_idle, conn)

@@ -326,7 +326,7 @@ class PoolRuntime:
     async def _open(self, lease: Lease) -> None:
         budget = self._budget
         if budget is not None and not budget.connecting(lease):
-            self._decide(self.core.suspend, lease)
+            self._decide(self.core.not_allowed, lease)
             return
         started = time.monotonic()
         try:
@@ -338,13 +338,13 @@ class PoolRuntime:
                 self._open_failed(lease, error)
             return
         self._outage.succeeded(at_limit=self.core.server_limit is not None)
-        if budget is not None:
-            budget.opened(lease, conn.session)
         with self._lock:
             self._counters.opened += 1
             self._counters.open.observe(conn.opened_at - started)
             effects = self.core.opened(conn)
             size = self.core.size
+        if budget is not None:  # not before: what it disowns from now on is looked for among those that are open
+            budget.opened(lease, conn.session)
         logger.debug("Pool: New connection created: %s PoolSize: %d", conn, size)
         if not self._compared:
             self._compare_with_server(conn.session.server_limit)
@@ -447,6 +447,9 @@ class PoolRuntime:
 
     def refused(self, error: BaseException) -> None:
         self._decide(self.core.fail_waiters, error)
+
+    def suspend(self) -> None:
+        self._decide(self.core.suspend)
 
     def resume(self) -> None:
         self._decide(self.core.resume)

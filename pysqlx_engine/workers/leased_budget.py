@@ -78,6 +78,9 @@ class LinkToLedger(Protocol):
     def may_open(self) -> bool:
         """Whether connections may be opened under leases that are held."""
 
+    def answers(self) -> bool:
+        """Whether whoever grants leases can be heard."""
+
     def describe(self) -> str: ...
 
     def label(self, pool: str) -> str:
@@ -133,7 +136,11 @@ class LeasedBudget:
     def _report_in(self, delay: float) -> None:
         if not self._report_due:
             self._report_due = True
-            self._link.later(delay, self._report_now)
+            try:
+                self._link.later(delay, self._report_now)
+            except BaseException:  # a signal's handler has raised
+                self._report_due = False
+                raise
 
     def _report_now(self) -> None:
         self._report_due = False
@@ -147,9 +154,15 @@ class LeasedBudget:
 
     def connecting(self, lease: Lease) -> bool:
         if not self._link.may_open():
+            # The link may hear that it may before the pool has made anything of this.
+            self._link.later(0, self._look_again)
             return False
         self._move(HeldLease(lease, LeaseState.CONNECTING))
         return True
+
+    def _look_again(self) -> None:
+        if self._link.may_open():
+            self.resume()
 
     def opened(self, lease: Lease, session: ServerSession) -> None:
         self._move(HeldLease(lease, LeaseState.OPEN, session.server_id, session.address, session.liveness_checked))
@@ -178,6 +191,9 @@ class LeasedBudget:
         with self._link.lock:
             self._link.post(Ended(self.pool_id, list(leases)))
         self._link.flush()
+
+    def answers(self) -> bool:
+        return self._link.answers()
 
     def detach(self) -> None:
         self._link.remove(self)
@@ -256,6 +272,11 @@ class LeasedBudget:
         self._client.refused(error)
         self._resolve(error)
 
+    def heard_of(self, lease: Lease) -> None:
+        """The coordinator knows of the connection of `lease`. Called with the link's lock held."""
+        if lease in self._leases:  # else it was given back meanwhile
+            self.named.add(lease)
+
     def disown_unnamed(self) -> None:
         """Close what the coordinator does not know of, and what nobody else can end: it will have these leases back."""
         with self._link.lock:
@@ -264,6 +285,11 @@ class LeasedBudget:
         if unnamed:
             assert self._client is not None
             self._client.disown(unnamed)
+
+    def suspend(self) -> None:
+        """No connection may be opened until `resume`."""
+        assert self._client is not None
+        self._client.suspend()
 
     def resume(self) -> None:
         """Connections may be opened again."""
@@ -337,6 +363,9 @@ class LocalLink:
         background().call_later(delay, callback)
 
     def may_open(self) -> bool:
+        return True
+
+    def answers(self) -> bool:
         return True
 
     def describe(self) -> str:

@@ -69,8 +69,9 @@ class Link(Membership):
     def flush(self) -> None:
         if self._woken:
             return  # it has not looked yet, and will find what was posted
-        self._woken = True
-        if threading.get_ident() != self._thread.ident:  # our own thread looks again by itself
+        is_own = threading.get_ident() == self._thread.ident
+        self._woken = True  # nothing is called between here and the write: a signal's handler could raise there
+        if not is_own:  # our own thread looks again by itself
             os.write(self._wake_write, b"\0")
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
@@ -133,6 +134,8 @@ class Link(Membership):
                         self._receive_all(socket)
                     self._woken = False  # before it looks: what is posted from here on wakes it again
                     self._send(socket)
+                if self._stopping:
+                    self._send(socket)  # what was posted since the last look, but before `stop`
                 socket.disable_monitor()
         if not self._stopping:  # else it is us who leave: the coordinator is not gone
             self.disconnected()

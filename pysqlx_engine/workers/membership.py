@@ -192,6 +192,10 @@ class Membership(ABC):
         deadline = self._deadline
         return deadline is None or self.now() < deadline
 
+    def answers(self) -> bool:
+        """Whether the coordinator can be heard, as far as we know."""
+        return self.joined and self.may_open()
+
     def describe(self) -> str:
         if self.failure is not None:
             return self.failure.reason
@@ -256,6 +260,8 @@ class Membership(ABC):
         if self._deadline is not None and not self._over and now >= self._deadline:
             self._over = True
             logger.warning("Pool: the coordinator has not been heard for a term; growth waits for it.")
+            for budget in self._all():
+                budget.suspend()
         if self._over:
             for budget in self._all():
                 budget.disown_unnamed()
@@ -330,8 +336,10 @@ class Membership(ABC):
 
     def _extend(self, since: float) -> None:
         """The coordinator has heard what was sent at `since`."""
+        # Somebody may have been refused before `outgoing` has noticed that it was over.
+        was_over = not self.may_open()
         self._deadline = None if self._term is None else since + self._term - MARGIN
-        if self._over and self.may_open():
+        if was_over and self.may_open():
             self._over = False
             for budget in self._all():
                 budget.resume()
@@ -359,7 +367,7 @@ class Membership(ABC):
         budget = self._budgets.get(pool)
         if budget is not None and held.known:
             with self.lock:
-                budget.named.add(held.lease)
+                budget.heard_of(held.lease)
 
     def _give_back(self, pool: int, leases: list[Lease]) -> None:
         if leases:

@@ -123,7 +123,12 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.to_open)
     @rule()
     def open_has_to_wait(self) -> None:
-        self.perform(self.core.suspend(self.to_open.pop()))
+        self.perform(self.core.not_allowed(self.to_open.pop()))
+
+    @rule()
+    def suspend(self) -> None:
+        self.perform(self.core.suspend())
+        assert not self.core.spare
 
     @precondition(lambda self: self.core.suspended)
     @rule()

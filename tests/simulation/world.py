@@ -204,6 +204,9 @@ class SimPool:
     def refused(self, error: BaseException) -> None:
         raise Broken(f"{self.process.name} was refused: {error}")
 
+    def suspend(self) -> None:
+        self.perform(self.core.suspend())
+
     def resume(self) -> None:
         self.perform(self.core.resume())
 
@@ -300,7 +303,7 @@ class SimPool:
         world, chance = self.world, self.world.chance
         if not self.budget.connecting(lease):
             world.count("open postponed")
-            self.perform(self.core.suspend(lease))
+            self.perform(self.core.not_allowed(lease))
             return
         session = Session(world.number(), self.process, world.address(self.process.host))
         world.in_flight[session.address] = session

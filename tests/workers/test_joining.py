@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from pysqlx_engine import PySQLXEnginePool
 from pysqlx_engine.errors import PoolRefusedError, PoolTimeoutError, SettingsError
+from pysqlx_engine.workers.link import Link
+from pysqlx_engine.workers.messages import FromProcess
 from tests.servers import Database
 
 from .runs import run_environment, started
@@ -98,6 +101,32 @@ async def test_a_pool_that_cannot_be_told_to_the_coordinator_is_refused_and_the_
                 await PySQLXEnginePool(f"sqlite:{tmp_path}/link/a.db", min_size=1).start()
             async with pool.connection(), pool.connection():
                 assert pool.stats().in_use == 2
+
+
+def test_who_is_interrupted_while_he_wakes_the_link_does_not_make_it_deaf(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked = threading.Event()
+
+    class Watched(Link):
+        def outgoing(self) -> list[FromProcess]:
+            looked.set()
+            return super().outgoing()
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt  # as a signal's handler may, wherever something is called
+
+    link = Watched(f"ipc://{tmp_path}/nobody.sock")
+    try:
+        with monkeypatch.context() as signalled:
+            signalled.setattr(threading, "get_ident", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                link.flush()
+        looked.clear()
+        link.flush()
+        assert looked.wait(10.0)
+    finally:
+        link.stop()
 
 
 HAS_FAILED = r"^the link to the coordinator at ipc://.* has failed: TypeError: 'NoneType'"

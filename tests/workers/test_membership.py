@@ -11,6 +11,7 @@ from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
+from pysqlx_engine.pool.core import Effects, PoolCore, Waiter
 from pysqlx_engine.workers.leased_budget import LeasedBudget
 from pysqlx_engine.workers.membership import (
     BEATS,
@@ -121,6 +122,9 @@ class Client:
 
     def refused(self, error: BaseException) -> None:
         self.told.append(("refused", str(error)))
+
+    def suspend(self) -> None:
+        self.told.append("suspend")
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -359,6 +363,25 @@ def test_unwelcome_is_no_answer_to_one_who_has_joined() -> None:
     assert (client.told, here.joined) == ([], True)
 
 
+def test_who_is_interrupted_while_a_report_is_put_off_may_put_off_the_next_one() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    here.join()
+    here.said()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt  # as a signal's handler may
+
+    with pytest.MonkeyPatch.context() as signalled:
+        signalled.setattr(here, "later", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            budget.demand_changed(urgent=False)
+    budget.demand_changed(urgent=False)
+    (report_now,) = here.later_calls
+    report_now()
+    assert [type(message) for message in here.said()] == [Report]
+
+
 # -- the term ---------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +428,48 @@ def test_a_term_counts_from_when_that_was_sent_which_was_heard_and_ends_a_margin
     assert client.told[-1] == "resume"
 
 
+def test_the_coordinator_answers_while_we_have_joined_and_the_term_is_not_over() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    assert not budget.answers()
+    here.join(TERM)
+    assert budget.answers()
+    here.time += TERM
+    assert not budget.answers()
+    here.join(TERM)
+    here.disconnected()
+    assert not budget.answers()
+
+
+def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_again_when_it_is_extended() -> None:
+    # A process that was stopped goes on: one thread sees that the term is over before the other reads what came.
+    here = Here()
+    budget, client = pool(here)
+    here.join(TERM)
+    here.time += 2.0
+    here.packets()
+    here.time += TERM - MARGIN - 1.0
+    assert not budget.connecting(7)
+    here.hears(heard=1)
+    assert here.may_open()
+    assert client.told[-1:] == ["resume"]
+
+
+def test_who_was_refused_just_before_the_term_was_extended_is_told_once_more() -> None:
+    here = Here()
+    budget, client = pool(here)
+    here.join(TERM)
+    here.time += 2.0
+    here.packets()
+    here.time += TERM - MARGIN - 1.0
+    assert not budget.connecting(7)
+    here.hears(heard=1)
+    client.told.clear()  # it came before the pool had made anything of the refusal
+    for callback in here.later_calls:
+        callback()
+    assert client.told == ["resume"]
+
+
 def test_when_the_term_is_over_what_the_coordinator_does_not_know_of_is_closed() -> None:
     here = Here()
     budget, client = pool(here)
@@ -419,6 +484,47 @@ def test_when_the_term_is_over_what_the_coordinator_does_not_know_of_is_closed()
     here.time += TERM
     here.outgoing()
     assert client.told[-1] == ("disown", [8])
+
+
+def test_a_lease_under_which_nothing_is_open_goes_back_when_the_term_is_over() -> None:
+    # The coordinator gives it to somebody else after a while: a process that came back and opened a connection under it
+    # would be over the budget.
+    here = Here()
+    budget, client = pool(here)
+    core = PoolCore(0, 4)
+    core.start()
+
+    def perform(effects: Effects) -> None:
+        if effects.give_back:
+            budget.give_back(effects.give_back)
+
+    client.suspend = lambda: perform(core.suspend())  # type: ignore[method-assign]
+    here.join(TERM)
+    here.hears(Granted(budget.pool_id, [7], 1))
+    core.wait(Waiter(lambda: None), here.time)  # somebody waits all the time
+    assert core.granted([7]).open == [7]
+    assert budget.connecting(7)
+    perform(core.open_failed(7, OSError("no server"), permanent=False))
+    assert core.spare == [7]
+    here.time += TERM
+    here.outgoing()
+    here.disconnected()
+    (claim,) = here.join(TERM).pools
+    assert claim.leases == []
+    assert core.try_again().open == core.resume().open == []
+
+
+def test_nothing_is_kept_of_a_connection_that_was_closed_before_the_coordinator_was_heard_to_know_of_it() -> None:
+    here = Here()
+    budget, _ = pool(here)
+    here.join(TERM)
+    here.hears(Granted(budget.pool_id, [7], 1))
+    opened(budget, 7)
+    (packet,) = here.packets()
+    budget.closing(7)
+    budget.give_back([7])
+    here.hears(heard=packet.number)
+    assert budget.named == set()
 
 
 def test_what_a_hello_has_named_is_known_when_it_is_answered() -> None:

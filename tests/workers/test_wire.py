@@ -23,6 +23,7 @@ from pysqlx_engine import PySQLXEnginePoolSync
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand
 from pysqlx_engine.workers.ledger import MOST_BUDGETS
+from pysqlx_engine.workers.link import Link
 from pysqlx_engine.workers.messages import (
     MAX_MESSAGE,
     MOST_LEASES,
@@ -656,6 +657,24 @@ def test_who_is_unwelcome_says_why_to_every_pool_until_another_coordinator_comes
         with started(another, sqlite_uri) as (_, number):
             another.send(encode(Unwelcome(another.EPOCH, "late")))
             answers(another, number)
+
+
+def test_what_is_said_in_the_moment_in_which_the_link_stops_is_sent(tmp_path: Path) -> None:
+    class Stopped(Link):
+        def _send(self, socket: zmq.Socket[bytes]) -> None:
+            super()._send(socket)
+            if self.joined and not self._stopping:  # another thread, before this one looks whether it has to stop
+                with self.lock:
+                    self.post(Detach(9))
+                self.flush()
+                self._stopping = True
+
+    with FakeCoordinator(tmp_path) as fake:
+        link = Stopped(fake.address)
+        fake.greeted()
+        fake.welcome()
+        assert fake.told(Detach).pool == 9
+        link.stop()
 
 
 def test_the_version_is_in_front_of_every_hello() -> None:
