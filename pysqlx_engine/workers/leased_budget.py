@@ -174,6 +174,9 @@ class LeasedBudget:
 
     def _move(self, held: HeldLease) -> None:
         with self._link.lock:
+            before = self._leases.get(held.lease)
+            if before is None or before.state >= held.state:
+                return  # another thread was told to close it, before this one could say that it was open
             self._leases[held.lease] = held
             self._link.post(Moved(self.pool_id, held))
         self._link.flush()

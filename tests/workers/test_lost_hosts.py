@@ -86,6 +86,7 @@ def test_a_process_whose_term_is_over_closes_what_nobody_else_could_end() -> Non
     for lease, server_id, address in ((1, 77, ADDRESS), (2, 78, None), (3, 79, ADDRESS)):
         session = ServerSession(server_id, None)
         session.address = address
+        budget._leases[lease] = HeldLease(lease)
         budget.opened(lease, session)
     budget.named |= {1, 2}
     budget.disown_unnamed()

@@ -154,6 +154,24 @@ def opened(budget: LeasedBudget, lease: int) -> None:
     budget.opened(lease, session)
 
 
+def test_a_connection_that_was_given_back_before_it_was_said_to_be_open_is_not_held_again() -> None:
+    """The pool may hand it out, and another thread close it, before the thread that opened it says so."""
+    here = Here()
+    budget, _ = pool(here)
+    here.join()
+    here.hears(Granted(budget.pool_id, [7, 8], 2))
+    here.said()
+    for lease in (7, 8):
+        assert budget.connecting(lease)
+        budget.closing(lease)
+    budget.give_back([7])
+    for lease in (7, 8):
+        budget.opened(lease, ServerSession(100 + lease, None, liveness_checked=True))
+    here.disconnected()
+    (claim,) = here.join().pools
+    assert [(held.lease, held.state) for held in claim.leases] == [(8, LeaseState.CLOSING)]
+
+
 # -- apart, greeting, joined ------------------------------------------------------------------------------------------
 
 
