@@ -42,7 +42,9 @@ HEARTBEAT = (1_000, 4_000)
 """As the coordinator's: milliseconds between two signs of life of a connection over tcp://, and without any before it
 counts as broken."""
 AGAIN = 0.5
-"""Seconds before another attempt, where somebody was there and it did not come to a connection."""
+"""Seconds before another attempt, where somebody was there and it did not come to a connection, or the link failed."""
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the machine is suspended, where there is one: a term does, too."""
 
 
 class Link(Membership):
@@ -78,7 +80,7 @@ class Link(Membership):
         background().call_later(delay, callback)
 
     def now(self) -> float:
-        return time.monotonic()
+        return time.clock_gettime(_CLOCK)
 
     @property
     def where(self) -> str:
@@ -93,12 +95,20 @@ class Link(Membership):
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        try:
-            self._talk()
-        except Exception as error:
-            reason = f"the link to the coordinator at {self._address} has failed: {type(error).__name__}: {error}"
-            logger.exception("Pool: %s", reason)
-            self.failed(reason)
+        failures = LogBound()
+        while not self._stopping:
+            try:
+                self.outgoing()  # without a connection nothing is sent, but the term may be over
+                self._talk()
+            except Exception as error:
+                reason = f"the link to the coordinator at {self._address} has failed: {type(error).__name__}: {error}"
+                line = failures.line(reason, self.now())
+                if line is not None:
+                    logger.exception("Pool: %s", line)
+                self.disconnected()
+                self.failed(reason)
+                self._again_at = self.now() + AGAIN  # it may be cured by then: no descriptors were left, perhaps
+                self._pause_between()
 
     def _talk(self) -> None:
         with zmq.Context() as context:

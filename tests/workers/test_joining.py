@@ -15,7 +15,7 @@ import pytest
 from pysqlx_engine import PySQLXEnginePool
 from pysqlx_engine.errors import PoolRefusedError, PoolTimeoutError, SettingsError
 from pysqlx_engine.workers.link import Link
-from pysqlx_engine.workers.messages import FromProcess
+from pysqlx_engine.workers.messages import FromProcess, encode
 from tests.servers import Database
 
 from .runs import run_environment, started
@@ -137,7 +137,7 @@ async def use(pool: PySQLXEnginePool) -> None:
         await conn.query_first("SELECT 1 AS a")
 
 
-async def test_a_link_that_fails_fails_its_pools_at_once_but_for_the_connections_they_have(
+async def test_a_link_that_fails_fails_its_pools_at_once_but_for_the_connections_they_have_and_tries_again(
     sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with coordinator(tmp_path, size=2) as address:
@@ -159,6 +159,13 @@ async def test_a_link_that_fails_fails_its_pools_at_once_but_for_the_connections
             while pool.stats().waiting == 0:
                 await asyncio.sleep(0)
         await waiter
+        monkeypatch.setattr("pysqlx_engine.workers.link.encode", encode)  # cured
+        while True:
+            try:
+                await use(empty)
+                break
+            except PoolRefusedError:
+                await asyncio.sleep(0.01)
         await pool.stop()
         await empty.stop()
 
