@@ -86,7 +86,8 @@ class Journal:
         os.chmod(path, 0o600)
         self._end = path.read_bytes().rfind(b"\n") + 1
         """Bytes of whole lines. What follows is cut off before the next is written, which it would spoil."""
-        self._file.truncate(self._end)
+        self._torn = True
+        """Whether anything may follow."""
         self._compact()
 
     def joined(self, member: str, process: Member) -> None:
@@ -108,11 +109,11 @@ class Journal:
         if not self._told:
             return
         data = self._encoded(self._told)
-        try:
-            _write_all(self._file, data)
-        except OSError:
+        if self._torn:
             self._file.truncate(self._end)
-            raise
+        self._torn = True
+        _write_all(self._file, data)
+        self._torn = False
         self._end += len(data)
         for line in self._told:
             _apply(self.recovered, line)
@@ -150,7 +151,7 @@ class Journal:
             temporary.unlink(missing_ok=True)
             self._lines = 0  # try again after as many more
             return
-        self._end = len(data)
+        self._end, self._torn = len(data), False
         self._lines = len(lines)
         # Where that much counts, not with every line.
         self._compact_after = max(COMPACT_AFTER, 2 * len(lines))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,24 @@ def test_what_could_not_be_written_is_written_with_the_next_attempt_and_spoils_n
     join(journal, range(210, 220))
     journal.flush()
     assert members(path) == 220
+
+
+class Uncut(FileIO):
+    """A file on a disk that shrinks nothing, for a while."""
+
+    def truncate(self, size: int | None = None) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_half_a_line_that_cannot_be_cut_off_at_once_is_cut_off_before_the_next(path: Path):
+    journal = Journal(path)
+    join(journal, range(200, 210))
+    journal._file, whole = Uncut(path, "ab"), journal._file
+    with room_for(path.stat().st_size + 10), pytest.raises(OSError, match=r"File too large|Input/output error"):
+        journal.flush()
+    journal._file = whole
+    journal.flush()
+    assert members(path) == 210
 
 
 def test_a_line_that_a_crash_cut_off_spoils_none_of_those_that_follow(path: Path):
