@@ -10,7 +10,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .world import COPIES, SLOW, STORM, Weather, World, quiet
+from .weather import COPIES, SLOW, STORM, Weather
+from .world import World, quiet
 
 RAM = Path("/dev/shm")
 

@@ -1,0 +1,52 @@
+"""The database servers: what they have, and that it is never more than the budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pysqlx_engine.engine.sockets import Endpoints
+from pysqlx_engine.engine.uri import DatabaseURI, parse_uri
+
+if TYPE_CHECKING:
+    from .process import Process
+    from .world import World
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+class Session:
+    """What a server has for one connection."""
+
+    __slots__ = ("address", "ended", "process", "server_id")
+
+    def __init__(self, server_id: int, process: Process, address: Endpoints) -> None:
+        self.server_id, self.process, self.address = server_id, process, address
+        self.ended = False
+
+
+class Server:
+    """One database server. It counts, and nobody else does."""
+
+    def __init__(self, world: World, number: int, size: int) -> None:
+        self.world, self.size = world, size
+        uri = parse_uri(f"postgresql://user@db{number}.example:5432/shop")
+        assert uri.identity is not None
+        self.uri: DatabaseURI = uri
+        self.identity: str = uri.identity
+        self.sessions: dict[Endpoints, Session] = {}
+        self.most = 0
+        self.down = False
+
+    def connect(self, session: Session) -> None:
+        self.sessions[session.address] = session
+        self.world.count("connect")
+        self.most = max(self.most, len(self.sessions))
+        if len(self.sessions) > self.size:
+            raise Broken(f"{len(self.sessions)} sessions at {self.identity}, a budget of {self.size}")
+
+    def end(self, session: Session) -> None:
+        session.ended = True
+        if self.sessions.pop(session.address, None) is not None:
+            self.world.count("session ends")
