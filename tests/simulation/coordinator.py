@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,15 @@ from pysqlx_engine.pool.budget import Lease
 from pysqlx_engine.workers.coordinator_core import CoordinatorCore
 from pysqlx_engine.workers.journal import Journal
 from pysqlx_engine.workers.ledger import Ledger, Record
-from pysqlx_engine.workers.messages import Ceiling, ProcessPacket, Report, decode_from_process, encode
+from pysqlx_engine.workers.messages import (
+    Ceiling,
+    CoordinatorPacket,
+    Granted,
+    ProcessPacket,
+    Report,
+    decode_from_process,
+    encode,
+)
 
 from .process import HERE
 
@@ -67,12 +76,21 @@ class Coordinator:
         self._tick_due: float | None = None
         self._flush_due = False
         self._orphans: set[Lease] = set()
+        self.freed: set[Lease] = set()
+        """Leases that nobody is charged with any more."""
         journal.unlink(missing_ok=True)
 
     @property
     def ledger(self) -> Ledger:
         assert self.core is not None
         return self.core.ledger
+
+    def charged(self, database: str) -> Container[Lease] | None:
+        """The leases of a database that somebody is charged with; None while nobody knows them all."""
+        if self.core is None or not self.core.ledger.granting:
+            return None
+        budget = self.core.ledger.budgets.get(database)
+        return () if budget is None else budget.holders
 
     def start(self) -> None:
         world = self.world
@@ -103,6 +121,13 @@ class Coordinator:
             if process.local or world.chance.random() < 0.7:
                 world.network.disconnect(process)
         world.at(world.now + world.chance.uniform(0.05, 1.5), self.start)
+
+    def _tear(self, whole: int) -> None:
+        """It has come to a part of what was to be written last."""
+        size = self.journal.stat().st_size
+        if size > whole and self.world.chance.random() < 0.5:
+            self.world.count("journal torn")
+            os.truncate(self.journal, self.world.chance.randrange(whole, size))
 
     def stop(self, seconds: float) -> None:
         self.stopped = True
@@ -166,15 +191,22 @@ class Coordinator:
         core.now = world.now
         core.tick()
         self._count(core.ledger)
+        crashes = not world.calm and world.chance.random() < 0.0005
+        written = self.journal.stat().st_size if crashes else 0
+        freed = [record.held.lease for record in core.ledger.records if record.kind == "returned" and record.held]
         messages = core.flush()
-        if messages and not world.calm and world.chance.random() < 0.0005:
+        if crashes and messages:
             world.count("crash between journal and network")
+            self._tear(written)
             self.crash()
             return
+        self.freed.update(freed)
         for name, message in messages:
             process = world.processes.get(name)
             if process is not None:
                 world.network.to_process(process, encode(message))
+                if isinstance(message, CoordinatorPacket) and any(isinstance(one, Granted) for one in message.messages):
+                    world.trouble.granted(process)
         due = core.due()
         if due is not None and (self._tick_due is None or not world.now < self._tick_due <= due):
             self._tick_due = due

@@ -41,6 +41,9 @@ class Network:
         self.partitioned.add(host)
         self.world.at(self.world.now + seconds, lambda: self.partitioned.discard(host))
 
+    def heal(self) -> None:
+        self.partitioned.clear()
+
     def to_coordinator(self, process: Process, connection: int, data: bytes, *, hello: bool) -> None:
         def deliver() -> None:
             # A remote process's message may be of a connection that is no more: a copy, or one that took long.
@@ -49,6 +52,7 @@ class Network:
 
         if hello and not process.local:
             self._overhear(deliver)
+            self._echo(process)
         if connection:
             self._carry(process, deliver)
 
@@ -65,11 +69,13 @@ class Network:
             world.at(now + 0.0002, deliver)
         elif process.host in self.partitioned:
             world.count("cut off")
-        elif world.calm:
+        elif world.fair:
             world.at(now + 0.001, deliver)
         elif chance.random() < weather.lost:
             world.count("lost")
         else:
+            if len(process.overheard) < 20:
+                process.overheard.append(deliver)
             delay = 0.001
             if chance.random() < weather.late:
                 world.count("late")
@@ -82,10 +88,20 @@ class Network:
                 world.count("replayed")
                 world.at(now + chance.uniform(1, 60), deliver)
 
+    def _echo(self, process: Process) -> None:
+        """What was said in the session before arrives once more, among what is said first in the next."""
+        world, chance = self.world, self.world.chance
+        time = world.now
+        for again in process.overheard if not world.fair and chance.random() < 0.3 else ():
+            world.count("replayed")
+            time += chance.expovariate(1 / 0.01)
+            world.at(time, again)
+        process.overheard.clear()
+
     def _overhear(self, deliver: Callable[[], None]) -> None:
         """An old hello, which states what is not so any more, arrives once more: soon, or at the next coordinator."""
         world, chance = self.world, self.world.chance
-        if not world.calm and chance.random() < 0.2:
+        if not world.fair and chance.random() < 0.2:
             world.count("hello replayed")
             world.at(world.now + chance.uniform(0.01, 5.0), deliver)
         if chance.random() < 0.5:

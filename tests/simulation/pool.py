@@ -42,6 +42,21 @@ class SimPool:
         process.link.add(self.budget)
         self.perform(self.core.start())
 
+    @property
+    def is_open(self) -> bool:
+        return self.core.state is State.OPEN and not self.process.dead
+
+    @property
+    def leases(self) -> set[Lease]:
+        """What it holds."""
+        return set(self.budget._leases)
+
+    @property
+    def unheard_of(self) -> bool:
+        """Whether it has connections of which the coordinator may not know."""
+        named = self.budget.named
+        return bool(self.core.opening) or any(conn.lease not in named for conn in self.core.idle)
+
     # -- the budget's client --------------------------------------------------------------------------------------
 
     def granted(self, leases: Sequence[Lease]) -> None:
@@ -134,8 +149,8 @@ class SimPool:
             self.budget.give_back(effects.give_back)
         if effects.tell:
             self.budget.demand_changed(urgent=effects.urgent)
-        if self.core.state is State.CLOSED and not self.core.held and not self.process.left:
-            self.process.left = True
+        if self.core.state is State.CLOSED and not self.core.held and self in self.process.pools:
+            self.process.pools.remove(self)
             self.budget.detach()
 
     def _wake(self, waiter: Waiter) -> None:
@@ -157,7 +172,7 @@ class SimPool:
             world.count("open postponed")
             self.perform(self.core.suspend(lease))
             return
-        session = Session(world.number(), self.process, world.address(self.process.host))
+        session = Session(world.number(), self.process, world.address(self.process.host), lease)
         world.in_flight[session.address] = session
         process = self.process
         world.trouble.opening(process)
@@ -213,7 +228,7 @@ class SimPool:
 
     def arrive(self, user: User) -> None:
         """A task wants a connection."""
-        if self.core.state is not State.OPEN:
+        if not self.is_open:
             user.think()
             return
         conn = self.core.check_out(self.world.now, 1, self.world.number())
@@ -268,8 +283,14 @@ class SimPool:
         if conn.server_session.ended:
             self.perform(self.core.doubt())
 
-    def stop(self) -> None:
-        """The process ends in good order."""
+    def stop(self, grace: float) -> None:
+        """The pool is closed in good order: whoever uses it has so many seconds left."""
+        self.perform(self.core.stop())
+        self.process.after(grace, self._close_all)
+
+    def _close_all(self) -> None:
+        for user in self.users.values():
+            user.think()
         self.users.clear()
         self.perform(self.core.close())
 

@@ -12,6 +12,7 @@ from pysqlx_engine.workers.messages import FromProcess, Hello, decode_from_coord
 from .pool import SimPool
 
 if TYPE_CHECKING:
+    from .server import Server
     from .world import World
 
 HERE = "coordinator's host"
@@ -60,17 +61,23 @@ class Process:
         self.pid = world.number()
         self.name = f"{self.pid}-x"
         self.local = host == HERE
-        self.dead = self.stopped = self.left = False
+        self.dead = self.stopped = False
         self.backlog: collections.deque[Callable[[], None]] = collections.deque()
         self.connection = 0
         """The number of its connection to the coordinator, 0 while there is none."""
+        self.overheard: list[Callable[[], None]] = []
+        """The first messages of its session, in both directions, if it is one of another host."""
         self.link = SimLink(self)
-        self.pools = [
-            SimPool(self, server, world.chance.randint(0, 2))
-            for server in world.servers
-            if everywhere or server is world.servers[0] or world.chance.random() < 0.5
-        ]
+        self.pools: list[SimPool] = []
+        for server in world.servers:
+            if everywhere or server is world.servers[0] or world.chance.random() < 0.5:
+                self.start_pool(server)
+            if world.chance.random() < 0.2:
+                self.start_pool(server)  # one more for the same database
         world.network.connect_soon(self)
+
+    def start_pool(self, server: Server) -> None:
+        self.pools.append(SimPool(self, server, self.world.chance.randint(0, 2)))
 
     def at(self, time: float, callback: Callable[[], None]) -> None:
         self.world.at(time, callback, self)

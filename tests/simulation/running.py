@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .weather import COPIES, SLOW, STORM, Weather
+from .weather import COPIES, FORGETFUL, SLOW, STORM, Weather
 from .world import World, quiet
 
 RAM = Path("/dev/shm")
@@ -41,7 +41,7 @@ class Outcome:
         )
 
 
-WEATHERS = {"slow": (0, SLOW), "storm": (5, STORM), "copies": (7, COPIES)}
+WEATHERS = {"slow": (0, SLOW), "forgetful": (3, FORGETFUL), "storm": (5, STORM), "copies": (7, COPIES)}
 """Of the seeds that end with this digit."""
 
 

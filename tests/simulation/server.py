@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pysqlx_engine.engine.sockets import Endpoints
 from pysqlx_engine.engine.uri import DatabaseURI, parse_uri
+from pysqlx_engine.pool.budget import Lease
 
 if TYPE_CHECKING:
     from .process import Process
@@ -19,10 +20,10 @@ class Broken(AssertionError):
 class Session:
     """What a server has for one connection."""
 
-    __slots__ = ("address", "ended", "process", "server_id")
+    __slots__ = ("address", "ended", "lease", "process", "server_id")
 
-    def __init__(self, server_id: int, process: Process, address: Endpoints) -> None:
-        self.server_id, self.process, self.address = server_id, process, address
+    def __init__(self, server_id: int, process: Process, address: Endpoints, lease: Lease) -> None:
+        self.server_id, self.process, self.address, self.lease = server_id, process, address, lease
         self.ended = False
 
 
@@ -45,6 +46,16 @@ class Server:
         self.most = max(self.most, len(self.sessions))
         if len(self.sessions) > self.size:
             raise Broken(f"{len(self.sessions)} sessions at {self.identity}, a budget of {self.size}")
+        if session.lease in self.world.coordinator.freed:
+            raise Broken(
+                f"{session.process.name} opens a connection under lease {session.lease}, which was free before"
+            )
+        charged = self.world.coordinator.charged(self.identity)
+        for one in self.sessions.values() if charged is not None else ():
+            if one.lease not in charged:
+                raise Broken(
+                    f"a session of {one.process.name} at {self.identity} under a lease that nobody is charged with"
+                )
 
     def end(self, session: Session) -> None:
         session.ended = True

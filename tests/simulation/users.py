@@ -25,7 +25,7 @@ class User:
         world, pool = self.world, self.pool
         if world.calm:
             return
-        if pool is None or pool.process.dead or world.chance.random() < 0.03:
+        if pool is None or not pool.is_open or world.chance.random() < 0.03:
             able = world.pools(self.server)
             pool = self.pool = world.chance.choice(able) if able else None
         if pool is None:

@@ -26,6 +26,9 @@ class Weather:
     replayed: float = 0.01
     """Old messages of remote processes that arrive once more, much later."""
 
+    forgetful: float = 0.0
+    """How many of the coordinators that are killed leave no journal."""
+
 
 SLOW = Weather(seconds=200.0, pause=2.0, stopped=100.0, cut=100.0, think=0.1)
 """Everything takes longer than a lease that nobody has named is kept for."""
@@ -33,7 +36,7 @@ STORM = Weather(lost=0.1, doubled=0.2, late=0.3, replayed=0.05)
 """Hardly a message of a remote process arrives in its time."""
 COPIES = Weather(lost=0.0, late=0.0, doubled=0.4, replayed=0.2)
 """All of them do, and many more than once."""
+FORGETFUL = Weather(seconds=60.0, stopped=5.0, cut=5.0, forgetful=0.5)
+"""Journals are lost."""
 UNNAMED = 20.0
 """In place of `orphans.UNNAMED`: to connect takes some milliseconds here."""
-SERVED_IN = 3.0
-"""Seconds in which everybody is served when nothing goes wrong any more, however greedy the others are."""

@@ -47,6 +47,9 @@ class World:
         self._numbers = itertools.count(1)
         self._queue: list[tuple[float, int, Callable[[], None], Process | None]] = []
         self.calm = False
+        """Whether the trouble is over."""
+        self.fair_until = 0.0
+        """Until when nothing new goes wrong, and no message is lost."""
         self.in_flight: dict[Endpoints, Session] = {}
         """Connections that are on their way to a server."""
         self.processes: dict[str, Process] = {}
@@ -96,12 +99,21 @@ class World:
     def events(self) -> int:
         return sum(self.counts.values())
 
+    @property
+    def fair(self) -> bool:
+        return self.calm or self.now < self.fair_until
+
     def spawn(self) -> None:
         process = Process(self, self.chance.choice(self.hosts))
         self.processes[process.name] = process
 
     def pools(self, server: Server) -> list[SimPool]:
-        return [pool for process in self.processes.values() for pool in process.pools if pool.server is server]
+        return [
+            pool
+            for process in self.processes.values()
+            for pool in process.pools
+            if pool.server is server and pool.is_open
+        ]
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
@@ -125,10 +137,11 @@ class World:
                 if pool.users:
                     raise Broken(f"{process.name} has users without end")
         self.run_until(self.now + 2 * UNNAMED)  # what was granted to hosts that are lost comes back
+        self._compare()
         self._serve_everybody()
         for process in list(self.processes.values()):
-            for pool in process.pools:
-                pool.stop()
+            for pool in list(process.pools):
+                pool.stop(0)
         self.run_until(self.now + 2 * UNNAMED)
         for process in self.processes.values():
             for pool in process.pools:
@@ -141,13 +154,31 @@ class World:
             if server.sessions:
                 raise Broken(f"{len(server.sessions)} sessions are left at {server.identity}")
 
+    def _compare(self) -> None:
+        """What the coordinator believes is so: it charges each pool with what that holds, and nobody else."""
+        held = {
+            (process.name, pool.budget.pool_id): pool.leases
+            for process in self.processes.values()
+            for pool in process.pools
+        }
+        budgets = self.coordinator.ledger.budgets.values()
+        charged = {key: set(pool.leases) for budget in budgets for key, pool in budget.pools.items()}
+        if charged != held:
+            wrong = {key for key in charged.keys() | held.keys() if charged.get(key) != held.get(key)}
+            raise Broken(
+                f"charged {[(key, charged.get(key)) for key in wrong]}, held {[held.get(key) for key in wrong]}"
+            )
+        for budget in budgets:
+            if budget.quarantined:
+                raise Broken(f"{budget.quarantined} are in quarantine for ever")
+
     def _serve_everybody(self) -> None:
         """One process after the other wants more than there is; so does one that is stopped then, and keeps what it
         has. Everybody else who wants one connection gets it soon."""
         for server in self.servers:
             pools = self.pools(server)
             for greedy in pools[:3]:
-                crowd = [Greedy(self, greedy) for _ in range(2 * server.size)]
+                crowd = [Greedy(self, greedy, holds=0.05) for _ in range(2 * server.size)]
                 self.run_until(self.now + 1.0)
                 others = [pool for pool in pools if pool is not greedy]
                 held_up = self.chance.choice(others) if others and server.size > 2 else None
