@@ -590,8 +590,9 @@ class PoolCore:
                 lease = self.spare.pop()
                 self.opening.add(lease)
                 effects.open.append(lease)
-        # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
-        keep = min(len(self.spare), len(self.waiters)) if self.backing_off or self.suspended else 0
+        # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs; but not where
+        # it is suspended: by then they may be free, and a connection under one of them would be one too many.
+        keep = min(len(self.spare), len(self.waiters)) if self.backing_off and not self.suspended else 0
         for limit in (self._allowed, self.server_limit):
             if limit is not None:
                 keep = max(0, min(keep, limit - (self.held - self.returning - len(self.spare))))

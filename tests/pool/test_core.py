@@ -290,6 +290,17 @@ def test_a_grant_that_comes_after_the_budget_was_made_smaller_goes_back() -> Non
     assert core.opening or effects.tell, "who waits is not forgotten"
 
 
+def test_leases_go_back_at_once_where_nothing_may_be_opened_under_them() -> None:
+    core = PoolCore(0, BUDGET, check_after=0.5)
+    core.start()
+    core.wait(Waiter(lambda: None), 0.0)
+    core.granted([1])
+    effects = core.suspend(1)
+    assert effects.give_back == [1]
+    assert not core.held
+    assert core.resume().tell  # it asks for another one
+
+
 def test_nobody_probes_where_nothing_can_be_opened() -> None:
     core = PoolCore(0, 1, fail_fast=True)
     core.start()
