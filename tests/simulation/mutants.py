@@ -156,7 +156,7 @@ MUTANTS = (
         "workers/membership.py",
         "            self._hello_again()  # what is between was perhaps a lease\n            return\n",
         "            pass\n",
-        "storm",
+        "slow",
     ),
     Mutant(
         "a hello without an answer is said again",
