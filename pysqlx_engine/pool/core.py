@@ -595,11 +595,14 @@ class PoolCore:
                 lease = self.spare.pop()
                 self.opening.add(lease)
                 effects.open.append(lease)
-        # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs.
+        # Leases that nobody needs any more go back at once. While opening is put off, waiters keep theirs; but not
+        # where it is suspended: then they may be free meanwhile, and a connection under one would be one too many.
         keep = min(len(self.spare), len(self.waiters)) if self.backing_off and not self.suspended else 0
         for limit in (self._allowed, self.server_limit):
             if limit is not None:
                 keep = max(0, min(keep, limit - (self.held - self.returning - len(self.spare))))
+        if self.shrinking:  # what is being closed counts as well, until it is
+            keep = max(0, min(keep, self.budget_size - (self.held - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
         del self.spare[keep:]
         # The oldest of the idle ones first; those that are closing already are on their way back.

@@ -295,6 +295,31 @@ def test_a_grant_that_comes_after_the_budget_was_made_smaller_goes_back() -> Non
     assert core.opening or effects.tell, "who waits is not forgotten"
 
 
+def test_no_lease_is_kept_for_later_above_a_budget_that_was_made_smaller() -> None:
+    core = PoolCore(0, 2)
+    core.start()
+    core.wait(Waiter(lambda: None, 1), 0.0)
+    core.wait(Waiter(lambda: None, 2), 0.0)
+    core.granted([1, 2])
+    core.opened(connection(1))
+    core.wait(Waiter(lambda: None, 3), 0.0)
+    core.resized(1)
+    core.disown([1])
+    effects = core.open_failed(2, OSError("no answer"), permanent=False)
+    assert effects.give_back == [2]
+
+
+def test_leases_go_back_at_once_where_nothing_may_be_opened_under_them() -> None:
+    core = PoolCore(0, BUDGET, check_after=0.5)
+    core.start()
+    core.wait(Waiter(lambda: None), 0.0)
+    core.granted([1])
+    effects = core.not_allowed(1)
+    assert effects.give_back == [1]
+    assert not core.held
+    assert core.resume().tell  # it asks for another one
+
+
 def test_nobody_probes_where_nothing_can_be_opened() -> None:
     core = PoolCore(0, 1, fail_fast=True)
     core.start()

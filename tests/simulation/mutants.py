@@ -108,13 +108,55 @@ MUTANTS = (
         "self.ledger.outbox = [(to, message) for to, message in self.ledger.outbox if to != name]",
         "pass",
     ),
+    Mutant(
+        "the same packet is taken once by the coordinator",
+        "workers/fleet.py",
+        "or packet.number <= member.taken:",
+        "or packet.number < 0:",
+        "copies",
+    ),
+    Mutant(
+        "a packet of an earlier session is not taken by the coordinator",
+        "workers/fleet.py",
+        "or packet.session < member.session or",
+        "or",
+        "slow",
+    ),
+    Mutant(
+        "a packet of an earlier session is not taken by a process",
+        "workers/membership.py",
+        "or packet.session != self._session or",
+        "or",
+        "storm",
+    ),
+    Mutant(
+        "a hello to a former coordinator is not taken",
+        "workers/coordinator_core.py",
+        "if hello.epoch != fleet.epoch:",
+        "if False:",
+    ),
+    # the term
+    Mutant(
+        "nothing is opened after the term",
+        "workers/leased_budget.py",
+        "if not self._link.may_open():",
+        "if False:",
+        "slow",
+    ),
+    Mutant(
+        "what the coordinator has not heard of is closed when the term is over",
+        "workers/leased_budget.py",
+        "        if unnamed:\n",
+        "        if False:\n",
+        "slow",
+    ),
     # 2: nothing lost
     Mutant(
         "a process that misses a packet says hello again",
         "workers/membership.py",
         "            self._hello_again()  # what is between was perhaps a lease\n            return\n",
         "            pass\n",
-        "storm",
+        "slow",
     ),
     Mutant(
         "a hello without an answer is said again",
@@ -153,6 +195,13 @@ MUTANTS = (
         "workers/coordinator_core.py",
         "            self.ledger.recover(database, key,",
         "            if key[0] not in alive:\n                self.ledger.recover(database, key,",
+    ),
+    Mutant(
+        "nothing is granted before it is known who holds what, where the journal is lost",
+        "workers/fleet.py",
+        "if self.expected or unknown:",
+        "if self.expected:",
+        "forgetful",
     ),
     Mutant(
         "a grant is in the journal",

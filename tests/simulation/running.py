@@ -10,7 +10,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .world import COPIES, SLOW, STORM, Weather, World, quiet
+from .weather import COPIES, FORGETFUL, SLOW, STORM, Weather
+from .world import World, quiet
 
 RAM = Path("/dev/shm")
 
@@ -40,7 +41,7 @@ class Outcome:
         )
 
 
-WEATHERS = {"slow": (0, SLOW), "storm": (5, STORM), "copies": (7, COPIES)}
+WEATHERS = {"slow": (0, SLOW), "forgetful": (3, FORGETFUL), "storm": (5, STORM), "copies": (7, COPIES)}
 """Of the seeds that end with this digit."""
 
 

@@ -19,6 +19,7 @@ KINDS = {
     # processes and the coordinator
     "process starts", "process killed", "process stopped", "coordinator killed", "coordinator stopped",
     "crash between journal and network", "end asked", "end told", "disowned", "open postponed", "ambush",
+    "pool starts", "pool closes", "journal lost", "journal torn",
     # the network
     "lost", "late", "doubled", "replayed", "hello replayed", "cut off", "partition", "connection to coordinator broken",
     "message dropped",
