@@ -116,13 +116,6 @@ MUTANTS = (
         "copies",
     ),
     Mutant(
-        "a packet of an earlier session is not taken by the coordinator",
-        "workers/fleet.py",
-        "or packet.session < member.session or",
-        "or",
-        "slow",
-    ),
-    Mutant(
         "a packet of an earlier session is not taken by a process",
         "workers/membership.py",
         "or packet.session != self._session or",
