@@ -69,7 +69,10 @@ class CoordinatorCore:
         self._journal_due: float | None = None
         """When to try again; None while the journal can be written."""
         self.now = now
-        self._recover(unknown=journal.lost and (remote or not supervised), remote=remote)
+        self._learning = journal.lost and (remote or not supervised)
+        """Whether anybody may be there whom we do not know of, and who is waited for."""
+        self._recover(unknown=self._learning, remote=remote)
+        self._remember()  # whatever becomes of us
 
     @property
     def now(self) -> float:
@@ -154,6 +157,9 @@ class CoordinatorCore:
         """First remember, then say: gives what has to be sent. What cannot be remembered waits with all that would be
         said after it."""
         fleet, ledger = self.fleet, self.ledger
+        if self._learning and ledger.granting:
+            self._learning = False
+            self._journal.learning(False)
         for name, member in fleet.joined:
             self._journal.joined(name, _remembered(member))
         for name in fleet.left:
@@ -215,6 +221,8 @@ class CoordinatorCore:
         for name in dead:
             self.ledger.dead(name, local=name not in recovered.remote)
         self.fleet.learn(alive.items(), unknown=unknown, remote=remote)
+        if unknown:
+            self._journal.learning(True)
 
 
 def _is_same(member: Member, hello: Hello, peer: int | None) -> bool:

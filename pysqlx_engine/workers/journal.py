@@ -55,6 +55,8 @@ class Recovered(msgspec.Struct):
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     """The sizes that scripts stated, by database, and whose pool said so."""
+    learning: bool = False
+    """Whether its coordinator was still waiting for members that nobody knew of."""
 
 
 def anybody_lives(path: Path) -> bool:
@@ -75,10 +77,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lost = not path.exists()
-        """Whether there was none: then there may be members that nobody knows of."""
         self._encoder = msgspec.json.Encoder()
         self.recovered = _read(path)
+        self.lost = not path.exists() or self.recovered.learning
+        """Whether there was none, or not for long enough: then there may be members that nobody knows of."""
         self._told: list[_Line] = []
         self._lines = 0
         self._compact_after = COMPACT_AFTER
@@ -95,6 +97,10 @@ class Journal:
 
     def left(self, member: str) -> None:
         self._told.append(_Line("left", member))
+
+    def learning(self, goes_on: bool) -> None:
+        """Whether members that nobody knows of are waited for. A coordinator that dies meanwhile has lost them, too."""
+        self._told.append(_Line("learning" if goes_on else "learned", ""))
 
     def write(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -130,7 +136,8 @@ class Journal:
         holders = {key[0] for key, _ in self.recovered.held}
         gone = (self.recovered.remote & holders) - self.recovered.members.keys()
         self.recovered.remote = gone | {name for name, process in self.recovered.members.items() if process.remote}
-        lines = [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
+        lines = [_Line("learning", "")] if self.recovered.learning else []
+        lines += [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
         lines += [_Line("joined", member, process=Member(0, 0, remote=True)) for member in gone]
         lines += [_Line("left", member) for member in gone]
         lines += [
@@ -199,6 +206,9 @@ def _apply(recovered: Recovered, line: _Line) -> None:
         recovered.members[line.member] = line.process
         if line.process.remote:
             recovered.remote.add(line.member)
+        return
+    if line.kind in {"learning", "learned"}:
+        recovered.learning = line.kind == "learning"
         return
     if line.kind == "left":
         recovered.members.pop(line.member, None)

@@ -122,3 +122,18 @@ def test_processes_that_cannot_tell_which_kernel_they_have_are_on_different_host
     with monkeypatch.context() as hidden:
         hidden.setattr("pysqlx_engine.workers.membership.open", refuse, raising=False)
         assert host_identity() != host_identity()
+
+
+def test_one_that_follows_a_coordinator_that_died_while_it_learned_learns_anew(tmp_path: Path) -> None:
+    first = core(tmp_path, 1, 6.0)
+    assert not first.ledger.granting
+    second = core(tmp_path, 3, 6.0, now=100.0)  # there is a journal now, and it names nobody
+    assert not second.ledger.granting
+    due = second.due()
+    assert due is not None
+    second.now = due
+    second.tick()
+    second.flush()
+    assert second.ledger.granting
+    for _ in range(2):  # what was learned stays so
+        assert core(tmp_path, 5, 6.0, now=200.0).ledger.granting
