@@ -91,8 +91,18 @@ MUTANTS = (
     Mutant(
         "the same packet is taken once by a process",
         "workers/membership.py",
-        "or packet.number <= self._taken:",
-        "or packet.number < 0:",
+        "or packet.number <= self._taken:\n"
+        "            return  # late, of a coordinator that is no more, or a copy\n"
+        "        if packet.number > self._taken + 1:\n"
+        "            self._hello_again()  # what is between was perhaps a lease\n"
+        "            return\n"
+        "        self._taken = packet.number\n",
+        "or packet.number < 0:\n"
+        "            return\n"
+        "        if packet.number > self._taken + 1:\n"
+        "            self._hello_again()\n"
+        "            return\n"
+        "        self._taken = max(self._taken, packet.number)\n",
         "copies",
     ),
     Mutant(

@@ -10,7 +10,6 @@ import pytest
 from .mutants import MUTANTS, ROOT, Mutant, survives
 
 SLOW = {
-    "the same packet is taken once by a process",
     "the same packet is taken once by the coordinator",
     "what was to be said before a hello is not said after it",
     "a packet of an earlier session is not taken by a process",
