@@ -13,8 +13,11 @@ import sys
 
 import zmq
 
-from .fleet import TIMEOUT, join
+from .fleet import join
 from .fleet_wire import SimulatedLink
+
+PAUSE = 0.05
+"""Seconds between two looks at those that have not got all they want."""
 
 
 def idle_processes(count: int) -> list[int]:
@@ -50,9 +53,11 @@ def main() -> None:
     leader = join(path)
     lacking = set(links.values())
     while True:
-        for descriptor, _ in poller.poll(TIMEOUT if lacking else None):
+        for descriptor, _ in poller.poll(PAUSE if lacking else None):
             links[descriptor].turn()
         if lacking:
+            for link in lacking:  # what is due by time: to join takes two hellos
+                link.turn()
             lacking = {link for link in lacking if len(link.leases) < link.wanted}
             if not lacking:
                 leader.say()

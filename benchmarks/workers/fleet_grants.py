@@ -54,14 +54,14 @@ def rate_of_its_own(uri: str, seconds: float) -> float:
 
 def latency(uri: str, seconds: float) -> float:
     with Leader() as leader:
-        _, links = _start(leader, uri, 1)
+        _, links = _start(leader, uri, POOLS)
         _saturate(links, 0.0)
         return _pace(links, TARGET / 2, seconds)
 
 
 def latency_at_half(uri: str, seconds: float) -> float:
     with Leader() as leader:
-        _, links = _start(leader, uri, 1)
+        _, links = _start(leader, uri, POOLS)
         return _pace(links, _saturate(links, seconds) / 2, seconds)
 
 

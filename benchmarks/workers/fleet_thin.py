@@ -7,6 +7,7 @@ the grant, through link, socket, coordinator and journal, and no database.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
@@ -99,15 +100,17 @@ def serve(leader: Member, clients: list[ThinClient]) -> None:
                     client.served.wait(TIMEOUT)
                 leader.say(grants=grants)
             case {"do": "pace", "since": since, "until": until, "pause": pause}:
-                (client,) = clients
                 # A wait counts from when its request was due: one that could not even be sent yet has waited, too.
-                client.waits.clear()
+                for client in clients:
+                    client.waits.clear()
+                asking = itertools.cycle(clients)
                 while since < until:
                     sleep_until(since)
-                    client.ask(since)
+                    next(asking).ask(since)
                     since += pause
-                client.served.wait(TIMEOUT)
-                leader.say(waits=client.waits)
+                for client in clients:
+                    client.served.wait(TIMEOUT)
+                leader.say(waits=[wait for client in clients for wait in client.waits])
             case {"do": "want", "leases": leases}:
                 (client,) = clients
                 client.granted_at.clear()
