@@ -158,8 +158,9 @@ class Fleet:
         self._term_due = min(ends, default=None)
 
     def _watch_term(self, member: Member) -> None:
-        if not member.local and self._term_due is None:
-            self._term_due = _term_ends(member)
+        if not member.local:  # terms differ: it may end before those of who was here already
+            ends = _term_ends(member)
+            self._term_due = ends if self._term_due is None else min(self._term_due, ends)
 
     # -- a new coordinator ----------------------------------------------------------------------------------------
 

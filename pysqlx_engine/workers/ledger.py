@@ -632,6 +632,8 @@ class Ledger:
                 break
             pool = min(able, key=lambda pool: (pool.held, pool.since, pool.key))
             self._next_lease += 1
+            while self._next_lease in budget.holders:  # somebody who was never granted it claims it
+                self._next_lease += 1
             held = HeldLease(self._next_lease)
             budget.charge(pool, held)
             pool.granted += 1

@@ -198,6 +198,20 @@ def test_a_term_is_extended_by_every_packet_and_ends_a_margin_later_than_it_was_
     assert "was not heard for 7.0 s; counted as dead" in fleet.notices[0]
 
 
+def test_who_joins_beside_one_with_a_longer_term_is_missed_when_its_own_is_over() -> None:
+    fleet = new_fleet()
+    long, short = (
+        Member(number, 1, local=False, heard=100.0, joined=100.0, term=term) for number, term in ((11, 3600.0), (12, 2))
+    )
+    fleet.learn([("long", long), ("short", short)], unknown=False, remote=True)
+    fleet.hello("a", hello(1, HeldLease(1)), local=False)
+    wait(fleet, 2 + MARGIN + 0.01)
+    assert fleet.members.keys() == {"long", "a"}
+    wait(fleet, TERM - 2)
+    assert fleet.members.keys() == {"long"}
+    assert len(fleet.ledger.budgets[SHOP].quarantined) == 1
+
+
 def test_who_was_taken_for_dead_comes_back_with_its_leases_but_not_by_an_old_hello() -> None:
     fleet = new_fleet()
     fleet.hello("a", hello(2, HeldLease(1), HeldLease(2)), local=False)

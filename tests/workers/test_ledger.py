@@ -74,6 +74,16 @@ def test_a_grant_on_its_way_is_not_granted_again() -> None:
     assert sum(len(m.leases) for m in said(book, "a") if isinstance(m, Granted)) == 2
 
 
+def test_a_lease_that_somebody_claims_before_it_was_granted_is_granted_to_nobody() -> None:
+    book = ledger()
+    book.attach("liar", claim("liar", 4, leases=[HeldLease(1), HeldLease(2)]))
+    book.attach("a", claim("a", 4))
+    assert fill(book, "a", 2) == [3, 4]
+    for member, leases in (("liar", [1, 2]), ("a", [1, 2, 3, 4])):
+        book.take(member, Returned(1, leases))
+    assert (book.budgets[SHOP].charged, book.budgets[SHOP].holders) == (0, {})
+
+
 def test_nothing_is_granted_beyond_the_size() -> None:
     book = ledger()
     book.attach("a", claim("a", 2))
