@@ -1,66 +1,60 @@
-"""A thousand processes, as far as the coordinator can tell: `... fleet_crowd LEADER ENDPOINT LINKS LEASES_EACH`.
+"""A thousand processes: `... fleet_crowd LEADER ENDPOINT PROCESSES LEASES_EACH`.
 
-Each has a pid of its own, a process that does nothing, and a socket of its own; all sockets are served by this one
-process. The leader hears of it when every link has its leases.
+Each is forked from this one, has a simulated link, which opens nothing, with a socket of its own, and else does nothing.
+The kernel tells the coordinator who is at the other end of a socket, so that one process could not speak for them all.
+The leader hears of it when every link has its leases.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import select
 import sys
+from contextlib import suppress
 
 import zmq
 
-from .fleet import join
+from .fleet import TIMEOUT, join
 from .fleet_wire import SimulatedLink
 
 PAUSE = 0.05
-"""Seconds between two looks at those that have not got all they want."""
+"""Seconds between two looks at what is due, as long as a link has not got all it wants."""
 
 
-def idle_processes(count: int) -> list[int]:
-    """Their pids. They end with us: what they read from is open as long as we are."""
-    reading, writing = os.pipe()
-    pids = []
-    for _ in range(count):
-        pid = os.fork()
-        if pid == 0:
-            os.close(writing)
-            os.read(reading, 1)
-            os._exit(0)
-        pids.append(pid)
-    os.close(reading)
-    return pids
+def simulate(endpoint: str, wanted: int, told: int, end: int) -> None:
+    """The life of one process: it says a byte to `told` when it has all it wants, and ends when `end` is closed."""
+    with zmq.Context() as context:
+        link = SimulatedLink(context, endpoint, os.getpid(), wanted)
+        poller = zmq.Poller()
+        poller.register(link.socket, zmq.POLLIN)
+        poller.register(end, zmq.POLLIN)
+        lacks = True
+        while end not in dict(poller.poll(PAUSE * 1000 if lacks else None)):
+            link.turn()
+            if lacks and len(link.leases) >= wanted:
+                lacks = False
+                os.write(told, b".")
+        link.socket.close()
 
 
 def main() -> None:
     path, endpoint, count, each = sys.argv[1:]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    pids = idle_processes(int(count))  # first: ZeroMQ has threads, which do not survive a fork
-    context = zmq.Context()
-    context.max_sockets = len(pids) + 8
-    poller = select.epoll()
-    links = {}
-    for pid in pids:
-        link = SimulatedLink(context, endpoint, pid, int(each))
-        links[link.socket.FD] = link
-        poller.register(link.socket.FD, select.EPOLLIN | select.EPOLLET)
-    for link in links.values():
-        link.turn()  # what came before it was registered, of which nobody tells
+    told, telling = os.pipe()
+    end, ours = os.pipe()
+    for _ in range(int(count)):
+        if os.fork() == 0:
+            os.close(ours)  # what they read from ends with us
+            simulate(endpoint, int(each), telling, end)
+            os._exit(0)
     leader = join(path)
-    lacking = set(links.values())
-    while True:
-        for descriptor, _ in poller.poll(PAUSE if lacking else None):
-            links[descriptor].turn()
-        if lacking:
-            for link in lacking:  # what is due by time: to join takes two hellos
-                link.turn()
-            lacking = {link for link in lacking if len(link.leases) < link.wanted}
-            if not lacking:
-                leader.say()
+    satisfied = 0
+    while satisfied < int(count):
+        if not select.select([told], [], [], TIMEOUT)[0]:
+            sys.exit(f"{satisfied} of {count} have their leases")
+        satisfied += len(os.read(told, 65536))
+    leader.say()
+    with suppress(EOFError):
+        leader.hear()
 
 
 if __name__ == "__main__":
