@@ -50,7 +50,7 @@ simulate: $(STAMP) ## a simulated fleet until you stop it, or something breaks; 
 mutants: $(STAMP) ## break each rule that keeps the budget once: the simulation has to notice (3 min)
 	$(BIN)/python -m tests.simulation.mutants
 
-bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a fleet; BENCH="--quick --only query" (20 min)
+bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a fleet; BENCH="--quick --only query" (30 min)
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv and everything built
