@@ -1,6 +1,6 @@
 """A thousand processes: `... fleet_crowd LEADER ENDPOINT PROCESSES LEASES_EACH`.
 
-Each is forked from this one, and has a simulated link, which opens nothing, with a socket of its own; no more than that.
+Each is forked from this one and has a simulated link, which opens nothing, with a socket of its own.
 The kernel tells the coordinator who is at the other end of a socket, so that one process could not speak for them all.
 The leader hears of it when every link has its leases.
 """
