@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from pysqlx_engine import PySQLXEnginePoolSync
 from pysqlx_engine.engine.session import ServerSession
-from pysqlx_engine.pool.budget import Lease, LocalBudget, PoolRequest, use_provider
+from pysqlx_engine.pool.budget import Lease, LocalBudget, PoolRequest
 from pysqlx_engine.pool.monitor import look_after
 
 from .test_pool import eventually
@@ -32,16 +30,15 @@ class Moody(LocalBudget):
 
 
 @pytest.fixture
-def budget() -> Iterator[Moody]:
+def budget(monkeypatch: pytest.MonkeyPatch) -> Moody:
     """The one of the pool that is started."""
     budget = Moody(2)
 
     def provide(_: PoolRequest) -> Moody:
         return budget
 
-    use_provider(provide)
-    yield budget
-    use_provider(None)
+    monkeypatch.setattr("pysqlx_engine.pool.budget._provider", provide)  # and no other test's pools
+    return budget
 
 
 def test_a_connection_is_closed_that_is_disowned_in_the_moment_in_which_it_is_open(
