@@ -24,7 +24,7 @@ PAUSE = 0.05
 def simulate(endpoint: str, wanted: int, told: int, end: int) -> None:
     """The life of one process: it says a byte to `told` when it has all it wants, and ends when `end` is closed."""
     with zmq.Context() as context:
-        link = SimulatedLink(context, endpoint, os.getpid(), wanted)
+        link = SimulatedLink(context, endpoint, wanted)
         poller = zmq.Poller()
         poller.register(link.socket, zmq.POLLIN)
         poller.register(end, zmq.POLLIN)

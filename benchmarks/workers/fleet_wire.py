@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -19,18 +20,15 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 class SimulatedLink(Membership):
-    """A process with one pool that wants `wanted` leases and then keeps them. Its owner polls `socket` and calls
-    `turn`.
+    """This process, with one pool that wants `wanted` leases and then keeps them. Its owner polls `socket` and calls
+    `turn`."""
 
-    `pid` has to be a living process that nobody else is simulated for: the coordinator watches it.
-    """
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, pid: int, wanted: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, wanted: int) -> None:
+        pid = os.getpid()
         super().__init__(Identity(pid, start_time(pid) or 0, host_identity(), f"{pid}-simulated"), random.Random())
         self.wanted = wanted
         self.leases: list[Lease] = []
         self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.ROUTING_ID, f"{pid}-simulated".encode())
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         request = PoolRequest("simulated", parse_uri(NOWHERE), 0, 1, max_size_stated=False, timeout=60.0)
