@@ -90,6 +90,12 @@ class PostgresServer:
         """A connection of the superuser in autocommit mode, to the database `postgres`."""
         return psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True)
 
+    def end_sessions(self, database: Database) -> None:
+        """Everybody's, and wait until they are gone."""
+        name = database.uri.rpartition("/")[2]
+        with self.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+
     def _pg_ctl(self, *arguments: str) -> None:
         self._run("pg_ctl", "-D", str(self.directory / "data"), *arguments)
 

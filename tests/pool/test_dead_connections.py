@@ -71,7 +71,7 @@ def test_no_thread_sees_a_restart_of_the_server() -> None:
 
 async def test_nobody_sees_that_idle_sessions_were_killed(postgres: PostgresServer, postgresql_db: Database) -> None:
     async with idle_pool(postgresql_db.uri, 3) as pool:
-        _kill_sessions(postgres, postgresql_db)
+        postgres.end_sessions(postgresql_db)
         assert await asyncio.gather(*(use(pool) for _ in range(9))) == [1] * 9
 
 
@@ -96,7 +96,7 @@ async def test_after_one_dead_connection_in_use_the_idle_ones_are_tested(
 ) -> None:
     """Inside the untested window a death surfaces, and it does once."""
     async with idle_pool(postgresql_db.uri, 4, check_after=3600.0) as pool:
-        _kill_sessions(postgres, postgresql_db)
+        postgres.end_sessions(postgresql_db)
         with pytest.raises(QueryError):
             await use(pool)
         while pool.stats().idle < 4:  # min_size is restored without anybody asking
@@ -109,7 +109,7 @@ async def test_the_monitor_replaces_dead_connections_before_anybody_comes(
     postgres: PostgresServer, postgresql_db: Database
 ) -> None:
     async with idle_pool(postgresql_db.uri, 3, check_interval=0.05) as pool:
-        _kill_sessions(postgres, postgresql_db)
+        postgres.end_sessions(postgresql_db)
         while pool.stats().opened < 6 or pool.stats().idle < 3:
             await asyncio.sleep(0.005)
         assert pool.stats().requests == 0
@@ -372,9 +372,3 @@ async def test_a_server_that_accepts_and_says_nothing_blocks_nobody_for_longer_t
         pool = PySQLXEnginePool(f"postgresql://postgres@127.0.0.1:{port}/postgres", conn_timeout=0.3)
         with pytest.raises((PoolTimeoutError, PySQLXError)):
             await pool.start()
-
-
-def _kill_sessions(server: PostgresServer, database: Database) -> None:
-    name = database.uri.rpartition("/")[2]
-    with server.admin() as admin:
-        admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))

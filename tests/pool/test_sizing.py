@@ -78,10 +78,8 @@ async def test_connections_opened_together_are_not_replaced_together(sqlite_uri:
 
 # MagicStack/asyncpg #989, #711, #1268: min_size is not a floor.
 async def test_min_size_is_refilled_without_anybody_asking(postgres: PostgresServer, postgresql_db: Database) -> None:
-    name = postgresql_db.uri.rpartition("/")[2]
     async with PySQLXEnginePool(postgresql_db.uri, min_size=3, max_size=5, check_interval=0.02) as pool:
-        with postgres.admin() as admin:
-            admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+        postgres.end_sessions(postgresql_db)
         while pool.stats().opened < 6:
             await asyncio.sleep(0.002)
         await until(pool, idle=3, held=3)
@@ -224,11 +222,7 @@ async def test_who_cannot_wait_gets_a_connection_untested(
 ) -> None:
     async with PySQLXEnginePool(postgresql_db.uri, min_size=2, max_size=2, check_after=0) as pool:
         if dead:
-            name = postgresql_db.uri.rpartition("/")[2]
-            with postgres.admin() as admin:
-                admin.execute(
-                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,)
-                )
+            postgres.end_sessions(postgresql_db)
             with pytest.raises(PoolTimeoutError):
                 await pool.connection(timeout=0).__aenter__()
         else:

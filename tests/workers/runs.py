@@ -136,17 +136,20 @@ def ctl(directory: Path, *arguments: str, stdout: int = subprocess.PIPE) -> tupl
     return done.returncode, done.stdout, done.stderr
 
 
+def nobody_has_joined(directory: Path, name: str) -> Path:
+    """The directory of the run `name`, with a journal, which is empty unless it was there. Without one a coordinator
+    would wait for those that it does not know of."""
+    run = directory / "pysqlx" / name
+    for private in (run.parent, run):
+        private.mkdir(mode=0o700, exist_ok=True)
+    (run / "journal").touch()
+    return run
+
+
 @contextmanager
 def coordinating(directory: Path, *options: str, **environment: str) -> Iterator[tuple[Run, str]]:
-    """A `pysqlx-ctl coordinator`, and its address. At the end TERM ends it, unless it has ended.
-
-    It finds an empty journal: nobody has joined before. Without one it would wait for those that it does not know of.
-    """
-    name = options[options.index("--name") + 1] if "--name" in options else "default"
-    journal = directory / "pysqlx" / name / "journal"
-    for private in (journal.parent.parent, journal.parent):
-        private.mkdir(mode=0o700, exist_ok=True)
-    journal.touch()
+    """A `pysqlx-ctl coordinator`, and its address. At the end TERM ends it, unless it has ended."""
+    nobody_has_joined(directory, options[options.index("--name") + 1] if "--name" in options else "default")
     with started(directory, "coordinator", *options, command=CTL, **environment) as run:
         variable, _, address = run.line().partition("=")
         assert variable == "PYSQLX_COORDINATOR"

@@ -19,7 +19,7 @@ from tests.proxy import FaultProxy
 from tests.servers import Database, free_port, postgresql_database
 
 from .hosts import Host, NoNamespacesError, Site, site
-from .runs import CTL, run_environment
+from .runs import CTL, nobody_has_joined, run_environment
 from .sampling import Samples, watching
 
 pytestmark = pytest.mark.timeout(45)
@@ -100,13 +100,10 @@ class Fleet:
 
     def __init__(self, site: Site, directory: Path, keys: tuple[Path, Path], database: str) -> None:
         self.site, self.home, self.keys = site, directory, keys
-        self.directory = directory / "pysqlx" / "hosts"
+        self.directory = nobody_has_joined(directory, "hosts")
         self.uri = site.uri(database)
         self.port = free_port()
         self._stack = ExitStack()
-        for private in (self.directory.parent, self.directory):
-            private.mkdir(mode=0o700)
-        (self.directory / "journal").touch()  # that there is one means that nobody else can have joined before: no wait
 
     @contextmanager
     def running(self, term: float) -> Iterator[None]:

@@ -459,8 +459,8 @@ def test_the_coordinator_answers_while_we_have_joined_and_the_term_is_not_over()
     assert not budget.answers()
 
 
-def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_again_when_it_is_extended() -> None:
-    # A process that was stopped goes on: one thread sees that the term is over before the other reads what came.
+def refused_and_extended() -> tuple[Here, Client]:
+    """A process that was stopped goes on: one thread sees that the term is over before the other reads what came."""
     here = Here()
     budget, client = pool(here)
     here.join(TERM)
@@ -469,19 +469,17 @@ def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_agai
     here.time += TERM - MARGIN - 1.0
     assert not budget.connecting(7)
     here.hears(heard=1)
+    return here, client
+
+
+def test_who_was_refused_while_the_end_of_the_term_was_not_noticed_may_open_again_when_it_is_extended() -> None:
+    here, client = refused_and_extended()
     assert here.may_open()
     assert client.told[-1:] == ["resume"]
 
 
 def test_who_was_refused_just_before_the_term_was_extended_is_told_once_more() -> None:
-    here = Here()
-    budget, client = pool(here)
-    here.join(TERM)
-    here.time += 2.0
-    here.packets()
-    here.time += TERM - MARGIN - 1.0
-    assert not budget.connecting(7)
-    here.hears(heard=1)
+    here, client = refused_and_extended()
     client.told.clear()  # it came before the pool had made anything of the refusal
     for callback in here.later_calls:
         callback()

@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.servers import Database
+from tests.servers import Database, PostgresServer
 
 from .runs import CTL, coordinating, ctl, run_environment, started, wait_gone
 from .sampling import watching
@@ -259,7 +258,7 @@ with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, check_after=0) as pool:
 
 
 def test_a_lease_is_for_one_connection_also_while_the_coordinator_is_stopped(
-    tmp_path: Path, postgresql_db: Database
+    tmp_path: Path, postgres: PostgresServer, postgresql_db: Database
 ) -> None:
     """A second connection under the same lease would be one that nobody knows of when its process is killed: the
     session that the coordinator knows is gone, and it would grant the lease to the next one."""
@@ -272,7 +271,7 @@ def test_a_lease_is_for_one_connection_also_while_the_coordinator_is_stopped(
         dies.ask()
         assert dies.line() == "used"
         run.send(signal.SIGSTOP)
-        end_sessions(postgresql_db)
+        postgres.end_sessions(postgresql_db)
         assert sample() == 0
         dies.ask()
         assert dies.line() == "waits"
@@ -284,10 +283,3 @@ def test_a_lease_is_for_one_connection_also_while_the_coordinator_is_stopped(
         until(lambda: sample() == 1)
         until(lambda: leases(tmp_path) == {comes.pid: 1})
     assert samples.most == 1, samples
-
-
-def end_sessions(database: Database) -> None:
-    """Those of everybody, and wait until they are gone."""
-    uri, _, name = database.uri.rpartition("/")
-    with psycopg.connect(f"{uri}/postgres", autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
