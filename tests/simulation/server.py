@@ -37,13 +37,11 @@ class Server:
         self.uri: DatabaseURI = uri
         self.identity: str = uri.identity
         self.sessions: dict[Endpoints, Session] = {}
-        self.most = 0
         self.down = False
 
     def connect(self, session: Session) -> None:
         self.sessions[session.address] = session
         self.world.count("connect")
-        self.most = max(self.most, len(self.sessions))
         if len(self.sessions) > self.size:
             raise Broken(f"{len(self.sessions)} sessions at {self.identity}, a budget of {self.size}")
         if session.lease in self.world.coordinator.freed:
