@@ -124,8 +124,8 @@ class Orphan:
     since: float
     local: bool
     """Whether its process was one of this host, whose kernel knows what became of its connections."""
-    asked: list[PoolKey] = field(default_factory=list)
-    """The pools that were asked to end its session, the last one last."""
+    asked: dict[PoolKey, int] = field(default_factory=dict)
+    """How often each pool that is there was asked to end its session, the last one last."""
     asked_at: float | None = None
     seen_at: float = 0.0
     """When somebody looked last and the server still had it."""
@@ -551,14 +551,18 @@ class Ledger:
 
     def have_ended(self, budget: Budget, orphans: list[Orphan]) -> None:
         """Ask a pool to end the sessions of `orphans` on the server: one that was not asked yet, if there is one."""
-        asked = [key for orphan in orphans for key in orphan.asked]
         able = [pool for pool in budget.pools.values() if not pool.silent]
         if not able:
             return
         # One with an idle connection can do it at once.
-        pool = min(able, key=lambda pool: (asked.count(pool.key), not pool.demand.idle, not pool.held, pool.key))
+        asked: dict[PoolKey, int] = {}
         for orphan in orphans:
-            orphan.asked.append(pool.key)
+            orphan.asked = {key: times for key, times in orphan.asked.items() if key in budget.pools}
+            for key, times in orphan.asked.items():
+                asked[key] = asked.get(key, 0) + times
+        pool = min(able, key=lambda pool: (asked.get(pool.key, 0), not pool.demand.idle, not pool.held, pool.key))
+        for orphan in orphans:
+            orphan.asked[pool.key] = orphan.asked.pop(pool.key, 0) + 1
             orphan.asked_at = self.now
         budget.helper, budget.lent = pool.key, False
         self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
@@ -575,7 +579,7 @@ class Ledger:
             if orphan.held.lease in gone:
                 assert found is not None
                 self.gone(found[0].database, orphan.held.lease)
-            elif key == orphan.asked[-1]:
+            elif key == next(reversed(orphan.asked)):
                 orphan.seen_at = self.now
 
     # -- the decision ---------------------------------------------------------------------------------------------

@@ -161,6 +161,20 @@ def test_one_with_an_idle_connection_is_asked_and_the_next_when_it_does_not_answ
     assert scene.ends() == [("b", [1])]  # in turn, without end
 
 
+def test_what_nobody_can_end_is_asked_for_without_end_and_without_keeping_more_and_more() -> None:
+    scene = Scene(named(), local=False)
+    for number in range(100):
+        scene.lives("stays")
+        scene.lives(f"goes {number}")
+        for turn in range(4):
+            scene.at((1 + 4 * number + turn) * 2 * END_AGAIN)
+        scene.ledger.detach((f"goes {number}", 1))
+    asked = [who for who, _ in scene.ends()]
+    assert (len(asked), "stays" in asked, "goes 99" in asked) == (400, True, True)
+    ((_, orphan),) = scene.ledger.orphans()
+    assert len(orphan.asked) <= 2
+
+
 def test_a_living_processs_connection_is_never_ended_whoever_claims_to_have_had_it() -> None:
     scene = Scene(named())
     scene.lives("a", idle=1, leases=(named(7),))
