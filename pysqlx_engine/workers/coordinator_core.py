@@ -173,7 +173,10 @@ class CoordinatorCore:
                 logger.warning("%s", line)
         for told in (fleet.joined, fleet.left, fleet.notices, ledger.records, ledger.notices):
             told.clear()
-        return fleet.say() if self._remember() else []
+        if not self._remember():
+            fleet.wait_to_say()
+            return []
+        return fleet.say()
 
     def _remember(self) -> bool:
         """Write the journal; False when it cannot be written now."""

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from .ledger import LOOK_AGAIN, Ledger, MemberId
 from .membership import MARGIN
 from .messages import (
+    Ask,
+    Ceiling,
     CoordinatorPacket,
+    Denied,
     FromCoordinator,
     Hello,
     Lost,
@@ -294,6 +297,20 @@ class Fleet:
         elif not self._may_answer(name):
             return
         self._outbox.append((name, Lost(self.epoch, session)))
+
+    def wait_to_say(self) -> None:
+        """Nothing can be said for now. What a later word makes void is left out: it could become more without end."""
+        last: dict[object, int] = {
+            (to, type(message), message.pool): place
+            for place, (to, message) in enumerate(self.ledger.outbox)
+            if isinstance(message, (Ask, Ceiling, Denied))
+        }
+        self.ledger.outbox = [
+            (to, message)
+            for place, (to, message) in enumerate(self.ledger.outbox)
+            if last.get((to, type(message), message.pool), place) == place
+        ]
+        self._outbox = list(dict.fromkeys(self._outbox))
 
     # -- what is said to them -------------------------------------------------------------------------------------
 

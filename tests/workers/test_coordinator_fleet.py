@@ -11,6 +11,7 @@ from pysqlx_engine.workers.membership import MARGIN
 from pysqlx_engine.workers.messages import (
     VERSION,
     Attached,
+    Ceiling,
     CoordinatorPacket,
     FromCoordinator,
     FromPool,
@@ -150,6 +151,22 @@ def test_what_is_claimed_anew_voids_what_could_not_be_said_yet() -> None:
         one for one in said(fleet) if isinstance(one, CoordinatorPacket) and isinstance(one.messages[0], Granted)
     ]
     assert fleet.ledger.budgets[SHOP].charged == 0
+
+
+def test_while_nothing_can_be_said_only_the_last_word_of_a_kind_is_kept() -> None:
+    fleet = joined(size=2)
+    fleet.hello("b", hello(pid=11), local=True)
+    fleet.packet("a", packet(1, Report(1, 0, Demand(0, 0, 0, 2, 2))))
+    for number in range(1, 1000):
+        fleet.packet("b", packet(number, Report(1, 0, Demand(0, 0, 0, number % 2 + 1, number % 2 + 1))))
+        fleet.packet("a", packet(number + 1, Report(1, 0, Demand(number % 3, 0, 0, 1, 1))))
+        fleet.packet("d", packet(1))
+        fleet.now += LOST_AGAIN
+        fleet.wait_to_say()
+        assert len(fleet.ledger.outbox) + len(fleet._outbox) < 10
+    told = [one for packet in said(fleet) if isinstance(packet, CoordinatorPacket) for one in packet.messages]
+    assert isinstance(told[0], Granted)
+    assert told[-1] == Ceiling(1, fleet.ledger.budgets[SHOP].pools["a", 1].ceiling, 2)
 
 
 def test_a_long_answer_is_cut_into_packets() -> None:

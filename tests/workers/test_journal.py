@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pysqlx_engine.pool.budget import Demand
 from pysqlx_engine.workers.journal import Journal, Member
+from pysqlx_engine.workers.messages import ProcessPacket, Report
 
 from .runs import room_for
+from .test_term import core, hello
 
 
 def join(journal: Journal, numbers: range) -> None:
@@ -80,3 +83,17 @@ def test_a_line_that_a_crash_cut_off_spoils_none_of_those_that_follow(path: Path
     join(journal, range(200, 201))
     journal.flush()
     assert members(path) == 201
+
+
+def test_what_cannot_be_said_while_the_disk_is_full_does_not_become_more_and_more(tmp_path: Path):
+    coordinator = core(tmp_path, epoch=1, term=6.0, remote=False)
+    for name in ("near", "far"):
+        coordinator.received(name, hello(coordinator, name, 1))
+    with room_for(0):
+        for number in range(1, 1000):
+            for name, waiting in (("near", number % 5 + 1), ("far", 4)):
+                wants = Report(1, 0, Demand(0, 0, 0, waiting, waiting))
+                coordinator.received(name, ProcessPacket(1, 1, number, [wants]))
+            coordinator.tick()
+            assert coordinator.flush() == []
+    assert len(coordinator.ledger.outbox) < 20
