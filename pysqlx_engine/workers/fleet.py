@@ -179,6 +179,8 @@ class Fleet:
         if self.expected or unknown:
             self.ledger.granting = False
             self._learning_due = self._now + (self.term + MARGIN if unknown and remote else LEARNING)
+        else:
+            self.ledger.start_granting()  # of what the journal says, this forgets the budgets that nobody uses any more
 
     # -- members come and go --------------------------------------------------------------------------------------
 

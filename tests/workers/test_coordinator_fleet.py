@@ -290,6 +290,14 @@ def test_a_coordinator_that_nobody_can_know_grants_at_once() -> None:
     assert fleet.due() is None
 
 
+def test_the_size_that_somebody_stated_who_is_gone_is_forgotten_at_the_next_start() -> None:
+    fleet = new_fleet()
+    fleet.ledger.recover_size(SHOP, 3, "gone")
+    fleet.learn([], unknown=False, remote=False)
+    assert fleet.ledger.budgets == {}
+    assert [record.kind for record in fleet.ledger.records] == ["forgotten"]
+
+
 def test_a_death_while_it_learns_is_waited_for_no_more() -> None:
     fleet = new_fleet()
     fleet.ledger.recover(SHOP, ("old", 1), "old", [HeldLease(1)])
