@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import resource
 import select
@@ -149,6 +150,7 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # throws a terminal's INT from our start away
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, self._terminate)
+        logging.getLogger("asyncio").addFilter(self._is_of_the_script)
         _Fork(self._terminate).watch()
 
     @contextlib.contextmanager
@@ -168,12 +170,24 @@ class _Worker:
             # A TERM between `main()` and `asyncio.run` is nothing that the script's author could do anything about.
             warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
             return 0
-        if not self._had_a_pool and all(_is_boot_failure(cause) for cause in causes):
+        if self._cannot_boot(causes):
             curable = any(isinstance(cause, PoolTimeoutError) for cause in causes)
             self._say(BootFailure(_shortened(f"{target.name}: {_one_line(causes[0])}"), curable))
             return BOOT_FAILURE
         sys.excepthook(type(error), _without_our_frames(error), error.__traceback__)
         return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+    def _cannot_boot(self, causes: list[BaseException]) -> bool:
+        return not self._had_a_pool and all(_is_boot_failure(cause) for cause in causes)
+
+    def _is_of_the_script(self, record: logging.LogRecord) -> bool:
+        """False for what asyncio logs because a TERM came in the midst of its own work on a loop or a task."""
+        if not self._interrupted:
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return record.getMessage() != "deallocating an open event loop"  # uvloop's, of one that it was making
+        return not self._cannot_boot(list(_leaves(error)))
 
     def _listen(self) -> None:
         poll = select.poll()
@@ -270,8 +284,18 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)
+    elif isinstance(error.__context__, KeyboardInterrupt | RuntimeError) and _is_of_asyncio(error):
+        yield from _leaves(error.__context__)  # it could not go on after an interrupt in the midst of its own work
     else:
         yield error
+
+
+def _is_of_asyncio(error: BaseException) -> bool:
+    """Whether asyncio itself raised it, and no coroutine or callback that it ran."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("asyncio", "uvloop")
 
 
 def _one_line(error: BaseException) -> str:

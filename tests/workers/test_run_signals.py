@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .runs import JOINS_ANOTHER, Run, started, wait_gone
+from .runs import JOINS_ANOTHER, Run, finished, started, wait_gone
 
 SLEEPS = "import time\nprint('up', flush=True)\ntime.sleep(60)\n"
 SLEEPS_IN_TRY = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\n"
@@ -94,6 +94,47 @@ def test_asyncio_run_cancels_its_main_task(tmp_path: Path, loop: str):
         run.send(signal.SIGTERM)
         assert run.rest() == ["cancelled", "cleaned up"]
         assert run.wait() == 0
+
+
+TOLD_AS_UVLOOP_MAKES_A_LOOP = """
+import asyncio, os, signal, weakref
+weakref.WeakValueDictionary.__init__ = lambda self: os.kill(os.getpid(), signal.SIGTERM)
+asyncio.run(asyncio.sleep(0))
+"""
+TOLD_AS_UVLOOP_STOPS = """
+import asyncio, os, signal, socket
+
+async def main():
+    socket.socket.close = lambda self: os.kill(os.getpid(), signal.SIGTERM)
+
+asyncio.run(main())
+"""
+TOLD_WITH_A_TASK_THAT_CANNOT_BEGIN = """
+import asyncio, gc, os, signal
+from pysqlx_engine import PySQLXEnginePool
+
+async def main():
+    PySQLXEnginePool(uri='oracle://scott:sesame@db/shop', min_size=1, max_size=2)
+
+async def interrupted():
+    asyncio.create_task(main())
+    await asyncio.sleep(0)
+
+with asyncio.Runner() as runner:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        runner.run(interrupted())
+        gc.collect()
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [TOLD_AS_UVLOOP_MAKES_A_LOOP, TOLD_AS_UVLOOP_STOPS, TOLD_WITH_A_TASK_THAT_CANNOT_BEGIN]
+)
+def test_of_what_a_term_leaves_half_done_in_asyncio_nothing_is_said(tmp_path: Path, text: str):
+    pytest.importorskip("uvloop")
+    assert finished(tmp_path, "--loop", "uvloop", script(tmp_path, text)) == (0, [], [])
 
 
 LISTENS_IN_ASYNCIO = """
