@@ -39,6 +39,9 @@ RELAX = 0.05
 """Seconds that ceilings stay after the last waiter was served: moving a connection costs a close and a connect."""
 LOST_AGAIN = 0.2
 """Seconds between two requests to say `Hello` again: more would be answered as often."""
+LISTENS = 0.5
+"""Seconds after which time is looked at again while any process has a term. When twice as many have passed, this process
+was not running: what was said to it meanwhile waits to be read."""
 STRANGERS = 1_000
 """Senders that are no members, whose last answer is remembered."""
 MOST_MESSAGES = 500
@@ -96,6 +99,9 @@ class Fleet:
     _learning_due: float | None = None
     _term_due: float | None = None
     """Before that no member's term ends: signs of life only move it further."""
+    _ticked: float = float("-inf")
+    _deaf_until: float = 0.0
+    """Before that nobody's silence says anything."""
     _unanswered: dict[MemberId, None] = field(default_factory=dict)
     """Members of other hosts that have to hear that they were heard."""
     _missing: dict[MemberId, int] = field(default_factory=dict)
@@ -117,8 +123,10 @@ class Fleet:
 
     def due(self) -> float | None:
         """When `tick` has something to do; call it after each event as well."""
-        times = [self._relax_due, self._look_due, self._learning_due, self._term_due]
+        times = [self._relax_due, self._look_due, self._learning_due]
         times += [self.members[name].lost_at + LOST_AGAIN for name in self._missing]
+        if self._term_due is not None:
+            times += [max(self._term_due, self._deaf_until), self._ticked + LISTENS]
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
@@ -129,7 +137,10 @@ class Fleet:
                 self.notices.append(f"process {silent} has not reported; what it held stays charged")
             self._learning_due = None
             ledger.start_granting()
-        if self._term_due is not None and now >= self._term_due:
+        if now - self._ticked > 2 * LISTENS:
+            self._deaf_until = now + MARGIN
+        self._ticked = now
+        if self._term_due is not None and now >= max(self._term_due, self._deaf_until):
             self._end_terms()
         for name, session in list(self._missing.items()):
             self._lost(name, self.members[name], session)

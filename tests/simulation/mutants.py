@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-EVENTS = 600_000
+EVENTS = 2_000_000
 """After so many events without a failure a mutant counts as alive."""
 
 
@@ -215,9 +215,8 @@ MUTANTS = (
     Mutant(
         "the journal is written before anything is said",
         "workers/coordinator_core.py",
-        "return fleet.say() if self._remember() else []",
-        "said = fleet.say()\n        self._late = getattr(self, '_late', 0) + 1\n"
-        "        if self._late % 3 == 0:\n            self._remember()\n        return said",
+        "        if not self._remember():\n",
+        "        self._late = getattr(self, '_late', 0) + 1\n        if self._late % 3 == 0 and not self._remember():\n",
     ),
     Mutant(
         "what is claimed in a hello is charged",

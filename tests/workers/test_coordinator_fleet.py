@@ -203,16 +203,26 @@ def test_a_process_that_replaces_itself_leaves_its_former_image_dead() -> None:
 
 def test_a_term_is_extended_by_every_packet_and_ends_a_margin_later_than_it_was_told() -> None:
     fleet = joined(local=False)
-    fleet.now += TERM
+    wait(fleet, TERM)
     fleet.packet("a", packet(1))
     assert said(fleet) == [CoordinatorPacket(EPOCH, 1, 2, 1, [])]  # it has to hear that it was heard
-    fleet.now += TERM + MARGIN - 0.01
-    fleet.tick()
+    wait(fleet, TERM + MARGIN - 0.01)
     assert "a" in fleet.members
-    fleet.now += 0.02
-    fleet.tick()
+    wait(fleet, 0.02)
     assert fleet.members == {}
     assert "was not heard for 7.0 s; counted as dead" in fleet.notices[0]
+
+
+def test_a_coordinator_that_was_stopped_reads_what_waits_before_it_takes_anybody_for_dead() -> None:
+    fleet = joined(local=False)
+    fleet.hello("silent", hello(1, pid=12), local=False)
+    wait(fleet, 1.0)
+    fleet.now += 2 * TERM
+    fleet.tick()
+    wait(fleet, MARGIN / 2)
+    fleet.packet("a", packet(1))
+    wait(fleet, MARGIN / 2 + 0.1)
+    assert set(fleet.members) == {"a"}
 
 
 def test_who_joins_beside_one_with_a_longer_term_is_missed_when_its_own_is_over() -> None:

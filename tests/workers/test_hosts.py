@@ -139,6 +139,10 @@ class Fleet:
         self._stack.callback(_end, process)
         return Member(process)
 
+    def send(self, number: signal.Signals) -> None:
+        """To the coordinator."""
+        self._coordinator.send_signal(number)
+
     def said(self, text: str) -> str:
         """The coordinator's next line with `text` in it; waits for it."""
         assert self._coordinator.stderr is not None
@@ -313,6 +317,27 @@ def test_a_process_that_was_stopped_for_longer_than_its_term_goes_on_without_an_
             remote.process.send_signal(signal.SIGCONT)
         assert answer() == "used 4"
         assert samples.most == BUDGET, samples
+        here.leave()
+        remote.leave()
+
+
+def test_a_coordinator_that_was_stopped_for_longer_than_the_term_takes_nobody_for_dead(
+    place: Site, database: Database, tmp_path: Path
+) -> None:
+    with fleet(place, tmp_path, database) as (hosts, samples):
+        here, remote = hosts.member(), hosts.member(place.hosts[0])
+        assert (here.line(), remote.line()) == ("started", "started")
+        assert remote.ask("use 3")() == "used 3"
+        hosts.send(signal.SIGSTOP)
+        try:
+            answers = [remote.ask("work 6"), here.ask("work 4")]
+            assert answers.pop()().endswith(" 0")
+        finally:
+            hosts.send(signal.SIGCONT)
+        assert answers.pop()().endswith(" 0")
+        assert here.ask("use 4")() == "used 4"  # all that is not kept in reserve: it grants again
+        assert hosts.status()["budgets"][0]["let_go"] == 0
+        assert samples.most <= BUDGET, samples
         here.leave()
         remote.leave()
 

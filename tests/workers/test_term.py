@@ -59,6 +59,9 @@ def told_term(coordinator: CoordinatorCore) -> float | None:
 
 
 def lives_at(coordinator: CoordinatorCore, now: float) -> bool:
+    while (due := coordinator.due()) is not None and due < now:
+        coordinator.now = max(due, coordinator.now + 0.001)
+        coordinator.tick()
     coordinator.now = now
     coordinator.tick()
     coordinator.flush()

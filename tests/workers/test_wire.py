@@ -497,8 +497,8 @@ def started(fake: FakeCoordinator, uri: str, term: float | None = None) -> Itera
     with ThreadPoolExecutor() as executor:
         start = executor.submit(pool.start)
         number = fake.take_in(70, term)
-        while fake.told(Moved).held.state is not LeaseState.OPEN:
-            pass
+        while 70 not in moves(fake, LeaseState.OPEN):
+            assert fake.receive() is not None, "it opens nothing"
         start.result()
         try:
             yield pool, number
