@@ -40,8 +40,8 @@ RELAX = 0.05
 LOST_AGAIN = 0.2
 """Seconds between two requests to say `Hello` again: more would be answered as often."""
 LISTENS = 0.5
-"""Seconds after which time is looked at again while any process has a term. When twice as many have passed, this process
-was not running: what was said to it meanwhile waits to be read."""
+"""Seconds after which time is looked at again while any process has a term. When twice as many have passed, the
+coordinator was not running: what was said to it meanwhile waits to be read."""
 STRANGERS = 1_000
 """Senders that are no members, whose last answer is remembered."""
 MOST_MESSAGES = 500

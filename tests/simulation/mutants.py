@@ -216,7 +216,8 @@ MUTANTS = (
         "the journal is written before anything is said",
         "workers/coordinator_core.py",
         "        if not self._remember():\n",
-        "        self._late = getattr(self, '_late', 0) + 1\n        if self._late % 3 == 0 and not self._remember():\n",
+        "        self._late = getattr(self, '_late', 0) + 1\n"
+        "        if self._late % 3 == 0 and not self._remember():\n",
     ),
     Mutant(
         "what is claimed in a hello is charged",
