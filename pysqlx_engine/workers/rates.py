@@ -12,9 +12,9 @@ BYTES = 200
 """Bytes of a message that count as much as a message itself."""
 HELLO = 100.0
 POOL = 10.0
-"""Points for a `Hello`, and for each pool that is stated; a lease of it is one."""
+"""Points for a `Hello`, and for each pool that is stated."""
 SAID = 0.25
-"""Points for each message in a packet."""
+"""Points for each message in a packet, and for each lease that is stated."""
 LINES = 20.0
 """Lines of one kind that are logged at once."""
 LINE_EVERY = 10.0
@@ -77,7 +77,7 @@ def work(message: FromProcess) -> float:
 
 
 def _of_claim(claim: PoolClaim) -> float:
-    return POOL + len(claim.leases)
+    return POOL + SAID * len(claim.leases)
 
 
 class LogBound:
