@@ -40,8 +40,8 @@ RELAX = 0.05
 LOST_AGAIN = 0.2
 """Seconds between two requests to say `Hello` again: more would be answered as often."""
 LISTENS = 0.5
-"""Seconds after which time is looked at again while any process has a term. When twice as many have passed, the
-coordinator was not running: what was said to it meanwhile waits to be read."""
+"""Seconds after which time is looked at again while anybody's silence would mean something. When twice as many have
+passed, the coordinator was not running: what was said to it meanwhile waits to be read."""
 STRANGERS = 1_000
 """Senders that are no members, whose last answer is remembered."""
 MOST_MESSAGES = 500
@@ -123,23 +123,26 @@ class Fleet:
 
     def due(self) -> float | None:
         """When `tick` has something to do; call it after each event as well."""
-        times = [self._relax_due, self._look_due, self._learning_due]
+        times = [self._relax_due, self._look_due]
         times += [self.members[name].lost_at + LOST_AGAIN for name in self._missing]
-        if self._term_due is not None:
-            times += [max(self._term_due, self._deaf_until), self._ticked + LISTENS]
+        ends = [time for time in (self._learning_due, self._term_due) if time is not None]
+        if ends:
+            times += [max(min(ends), self._deaf_until), self._ticked + LISTENS]
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
         """What time alone brings about."""
         now, ledger = self._now, self.ledger
-        if self._learning_due is not None and (now >= self._learning_due or not (self.expected or self._waits)):
+        if now - self._ticked > 2 * LISTENS:
+            self._deaf_until = now + MARGIN
+        self._ticked = now
+        if self._learning_due is not None and (
+            now >= max(self._learning_due, self._deaf_until) or not (self.expected or self._waits)
+        ):
             for silent in ledger.silent_members():
                 self.notices.append(f"process {silent} has not reported; what it held stays charged")
             self._learning_due = None
             ledger.start_granting()
-        if now - self._ticked > 2 * LISTENS:
-            self._deaf_until = now + MARGIN
-        self._ticked = now
         if self._term_due is not None and now >= max(self._term_due, self._deaf_until):
             self._end_terms()
         for name, session in list(self._missing.items()):
@@ -186,7 +189,7 @@ class Fleet:
             self.members[name] = member
             self.expected.add(name)
             self._watch_term(member)
-        self._waits = unknown
+        self._waits, self._ticked = unknown, self._now
         if self.expected or unknown:
             self.ledger.granting = False
             self._learning_due = self._now + (self.term + MARGIN if unknown and remote else LEARNING)
@@ -281,7 +284,7 @@ class Fleet:
 
     def packet(self, name: MemberId, packet: ProcessPacket) -> None:
         member = self.members.get(name)
-        if member is None or packet.session > member.session or member.missed:
+        if member is None or not member.session or packet.session > member.session or member.missed:
             self.dropped += 1  # its hello did not reach us
             self._lost(name, member, packet.session)
         elif packet.epoch != self.epoch or packet.session < member.session or packet.number <= member.taken:

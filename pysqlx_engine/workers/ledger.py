@@ -474,6 +474,8 @@ class Ledger:
     def take(self, member: MemberId, message: FromPool, *, local: bool = True) -> None:
         """The event that `message` from a process stands for."""
         match message:
+            case Attach(claim=claim) if claim.leases:  # made up: what a process holds it says when it says hello
+                self.outbox.append((member, Refused(claim.pool, "a pool that is new holds no leases")))
             case Attach(claim=claim):
                 self.attach(member, claim, local=local)
             case Report(pool=pool, received=received, demand=demand):

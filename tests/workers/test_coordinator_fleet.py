@@ -10,6 +10,7 @@ from pysqlx_engine.workers.ledger import Ledger
 from pysqlx_engine.workers.membership import MARGIN
 from pysqlx_engine.workers.messages import (
     VERSION,
+    Attach,
     Attached,
     Ceiling,
     CoordinatorPacket,
@@ -21,7 +22,9 @@ from pysqlx_engine.workers.messages import (
     Lost,
     PoolClaim,
     ProcessPacket,
+    Refused,
     Report,
+    Returned,
     Unwelcome,
     Welcome,
 )
@@ -223,6 +226,37 @@ def test_a_coordinator_that_was_stopped_reads_what_waits_before_it_takes_anybody
     fleet.packet("a", packet(1))
     wait(fleet, MARGIN / 2 + 0.1)
     assert set(fleet.members) == {"a"}
+
+
+def test_a_coordinator_that_was_stopped_while_it_learned_reads_what_waits_before_it_grants() -> None:
+    fleet = new_fleet()
+    fleet.learn([], unknown=True, remote=True)
+    wait(fleet, 1.0)
+    fleet.now += 2 * TERM
+    fleet.tick()
+    assert not fleet.ledger.granting
+    wait(fleet, MARGIN - 0.01)
+    assert not fleet.ledger.granting
+    wait(fleet, 0.02)
+    assert fleet.ledger.granting
+
+
+def test_who_has_not_said_hello_is_not_heard_whatever_session_it_names() -> None:
+    fleet = new_fleet()
+    fleet.ledger.recover(SHOP, ("a", 1), "old", [HeldLease(1)])
+    fleet.learn([("a", Member(10, 1, local=True, heard=100.0, joined=100.0))], unknown=False, remote=False)
+    fleet.packet("a", packet(1, Returned(1, [1]), session=0))
+    assert said(fleet) == [Lost(EPOCH, 0)]
+    assert fleet.ledger.budgets[SHOP].charged == 1
+
+
+def test_a_pool_that_is_new_cannot_claim_leases() -> None:
+    fleet = joined()
+    fleet.packet("a", packet(1, Attach(PoolClaim(2, "more", SHOP, 0, 4, False, [HeldLease(7)]))))
+    (answer,) = said(fleet)
+    assert isinstance(answer, CoordinatorPacket)
+    assert answer.messages == [Refused(2, "a pool that is new holds no leases")]
+    assert fleet.ledger.budgets[SHOP].charged == 0
 
 
 def test_who_joins_beside_one_with_a_longer_term_is_missed_when_its_own_is_over() -> None:

@@ -330,21 +330,21 @@ FORGER = """
 import os, signal, sys
 from tests.workers.test_wire import STRANGE, claim
 from tests.workers.wire import Stranger
-from pysqlx_engine.workers.messages import Attach, HeldLease, LeaseState, PoolClaim
+from pysqlx_engine.workers.messages import HeldLease, LeaseState
 
 ADDRESSES = [("", ""), ("1.2.3.4:5", "nonsense"), ("1.2.3.4:99999", "1.2.3.4:5"), ("::1:-5", "1.2.3.4:5"),
              ("1.2.3.4:5", "::1:5"), ("\\0:1", "1.2.3.4:1"), ("1.2.3.4:\\u0662", "1.2.3.4:1"), None]
 lease = 2 ** 60
 with Stranger(sys.argv[1], "forger") as forger:
-    forger.join()
+    claims = []
     for pool, database in enumerate([*STRANGE, "postgresql://h:" + "9" * 5000 + "/d"]):
         leases = []
         for state in LeaseState:
             for address in ADDRESSES:
                 lease += 1
                 leases.append(HeldLease(lease, state, -1, address))
-        forger.say(Attach(claim(database, pool, name=database, leases=leases)))
-        forger.join()
+        claims.append(claim(database, pool, name=database, leases=leases))
+        forger.join(*claims)
         print(len(leases), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
