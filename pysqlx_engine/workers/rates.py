@@ -11,7 +11,7 @@ RATE = 10_000.0
 BYTES = 200
 """Bytes of a message that count as much as a message itself."""
 HELLO = 100.0
-POOL = 10.0
+POOL = 5.0
 """Points for a `Hello`, and for each pool that is stated."""
 SAID = 0.25
 """Points for each message in a packet, and for each lease that is stated."""

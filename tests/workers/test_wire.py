@@ -330,7 +330,7 @@ FORGER = """
 import os, signal, sys
 from tests.workers.test_wire import STRANGE, claim
 from tests.workers.wire import Stranger
-from pysqlx_engine.workers.messages import HeldLease, LeaseState
+from pysqlx_engine.workers.messages import Attach, HeldLease, LeaseState
 
 ADDRESSES = [("", ""), ("1.2.3.4:5", "nonsense"), ("1.2.3.4:99999", "1.2.3.4:5"), ("::1:-5", "1.2.3.4:5"),
              ("1.2.3.4:5", "::1:5"), ("\\0:1", "1.2.3.4:1"), ("1.2.3.4:\\u0662", "1.2.3.4:1"), None]
@@ -344,6 +344,9 @@ with Stranger(sys.argv[1], "forger") as forger:
                 lease += 1
                 leases.append(HeldLease(lease, state, -1, address))
         claims.append(claim(database, pool, name=database, leases=leases))
+        forger.say(Attach(claims[-1]))
+        if len(database) > 200:
+            del claims[-1]  # with it the hello could not be read
         forger.join(*claims)
         print(len(leases), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -433,8 +436,9 @@ def test_a_flood_does_not_keep_others_from_being_served(
 
 
 def test_who_was_not_heard_because_it_said_too_much_is_asked_to_say_hello(here: Site, stranger: Stranger) -> None:
-    stranger.join(claim(leases=[HeldLease(number) for number in range(MOST_LEASES)]))  # for which it has to pay
-    stranger.say(Report(1, 0, Demand(0, 0, 0, 1, 1)))
+    stranger.join(claim())
+    for _ in range(100):
+        stranger.say(*[Report(1, 0, Demand(0, 0, 0, 1, 1))] * 500)
     while (answer := stranger.receive()) != Lost(stranger.epoch, stranger.session):
         assert answer is not None
 
