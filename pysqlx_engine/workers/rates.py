@@ -11,10 +11,10 @@ RATE = 10_000.0
 BYTES = 200
 """Bytes of a message that count as much as a message itself."""
 HELLO = 100.0
-POOL = 5.0
-"""Points for a `Hello`, and for each pool that is stated."""
+POOL = 10.0
+"""Points for a `Hello`, and for each pool that is stated; a lease of it is one."""
 SAID = 0.25
-"""Points for each message in a packet, and for each lease that is stated."""
+"""Points for each message in a packet."""
 LINES = 20.0
 """Lines of one kind that are logged at once."""
 LINE_EVERY = 10.0
@@ -77,7 +77,7 @@ def work(message: FromProcess) -> float:
 
 
 def _of_claim(claim: PoolClaim) -> float:
-    return POOL + SAID * len(claim.leases)
+    return POOL + len(claim.leases)
 
 
 class LogBound:
