@@ -433,10 +433,30 @@ def test_a_flood_does_not_keep_others_from_being_served(
 
 
 def test_who_was_not_heard_because_it_said_too_much_is_asked_to_say_hello(here: Site, stranger: Stranger) -> None:
-    stranger.join(claim(leases=[HeldLease(number) for number in range(MOST_LEASES)]))  # for which it has to pay
-    stranger.say(Report(1, 0, Demand(0, 0, 0, 1, 1)))
+    stranger.join(claim(leases=[HeldLease(number) for number in range(MOST_LEASES)]))
+    for _ in range(20):
+        stranger.say(*[Report(1, 0, Demand(0, 0, 0, 1, 1))] * 10_000)  # for which it has to pay
     while (answer := stranger.receive()) != Lost(stranger.epoch, stranger.session):
         assert answer is not None
+
+
+@pytest.mark.parametrize("number", [1, MOST_POOLS])
+def test_a_process_that_has_as_much_as_it_may_is_heard(here: Site, stranger: Stranger, number: int) -> None:
+    each = MOST_LEASES // number
+    database = f"postgresql://made.up:5432/{number}"
+    everything = [
+        claim(database, pool, leases=[HeldLease(lease) for lease in range(pool * each, (pool + 1) * each)])
+        for pool in range(number)
+    ]
+    report = Report(0, 0, Demand(0, 0, 0, 77, 1))
+    deadline = time.monotonic() + 20
+    stranger.join(*everything)
+    stranger.say(report)
+    while 77 not in [budget["waiting"] for budget in here.status()["budgets"]]:
+        assert time.monotonic() < deadline
+        if isinstance(stranger.receive(0.05), Lost):
+            stranger.join(*everything)
+            stranger.say(report)
 
 
 def test_who_never_reads_does_not_pile_up_answers(here: Site) -> None:
