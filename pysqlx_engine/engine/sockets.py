@@ -38,6 +38,8 @@ CHECKED_GRACE = 0.04
 still lives (PostgreSQL from version 14 on)."""
 RESET_GRACE = 0.5
 """The same on a server that finds out when it writes the answer."""
+NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+"""What the system says when no descriptor is left, to look with or for anything else."""
 
 
 class Tcp(enum.IntEnum):

@@ -387,12 +387,20 @@ class Coordinator:
     def watch(self, name: MemberId, pid: int, started: int) -> bool:
         try:
             pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno in sockets.NO_DESCRIPTORS:
+                raise
+            return False  # dead
+        try:
+            found = start_time(pid) == started
+            if found:
+                self._deaths.register(pidfd, select.EPOLLIN)
         except OSError:
-            return False  # dead, or we have no descriptors left
-        if start_time(pid) != started:
+            os.close(pidfd)
+            raise
+        if not found:
             os.close(pidfd)
             return False
-        self._deaths.register(pidfd, select.EPOLLIN)
         self._by_pidfd[pidfd] = name
         self._pidfds[name] = pidfd
         return True

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -482,6 +483,26 @@ def test_databases_are_not_made_up_without_end(here: Site, stranger: Stranger) -
     assert len(here.status()["budgets"]) <= MOST_BUDGETS
     assert here.descriptors() <= before + MOST_BUDGETS + 10
     assert len(here.log()) <= lines + LINES
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_who_comes_when_no_descriptors_are_left_joins_when_there_are_some_again(here: Site, left: int) -> None:
+    pid = here.coordinator.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with Stranger(here.address, f"{os.getpid()}-{next(serial)}") as other:
+        hello = other.hello()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (here.descriptors() + left, limits[1]))
+        try:
+            lines = len(here.log())
+            while len(here.log()) == lines:
+                other.send(encode(hello))
+                assert other.receive(0.1) is None
+                assert here.coordinator.poll() is None, "\n".join(here.log())
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert "cannot be watched: Too many open files" in here.log()[-1]
+        other.join()
+    assert here.is_well()
 
 
 def test_names_that_come_and_go_leave_nothing_behind(here: Site, stranger: Stranger) -> None:
