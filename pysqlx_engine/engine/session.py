@@ -264,8 +264,15 @@ async def _login_ended(server_port: int, known: set[Endpoints]) -> None:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LOGIN_TIMEOUT):
-            while half_closed(server_port) - known:
+            while _any_half_closed(server_port, known):
                 await asyncio.sleep(LOGIN_POLL)
+
+
+def _any_half_closed(server_port: int, known: set[Endpoints]) -> bool:
+    try:
+        return bool(half_closed(server_port) - known)
+    except OSError:
+        return True  # as far as we can see
 
 
 async def _identify(engine: PySQLXEngine, find: Callable[[int | None], Found]) -> ServerSession:

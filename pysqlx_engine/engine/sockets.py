@@ -38,6 +38,8 @@ CHECKED_GRACE = 0.04
 still lives (PostgreSQL from version 14 on)."""
 RESET_GRACE = 0.5
 """The same on a server that finds out when it writes the answer."""
+NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+"""What the system says when no descriptor is left, to look with or for anything else."""
 
 
 class Tcp(enum.IntEnum):
@@ -70,7 +72,8 @@ class Verdict(enum.Enum):
 
 
 def server_session(address: Endpoints) -> Verdict:
-    """What the kernel says of the server's end of the connection that the dead process had at `address`."""
+    """What the kernel says of the server's end of the connection that the dead process had at `address`. Raises OSError
+    where no descriptor is left to ask it with."""
     ours = tcp_state(address)
     if ours is not None:
         return Verdict.GONE if ours in _SERVER_CLOSED else Verdict.HELD
@@ -115,31 +118,40 @@ class Connection(NamedTuple):
 
 def tcp_state(address: Endpoints) -> Tcp | None:
     """The state of the TCP connection between two endpoints of this network namespace; None when there is none, and
-    where the kernel does not answer such questions."""
+    where the kernel does not answer such questions. Raises OSError where no descriptor is left to ask it with."""
     try:
         (local, local_port), (remote, remote_port) = _split(address[0]), _split(address[1])
         for found in _ask(_family(local), 0xFFFFFFFF, _sockid(local, local_port, remote, remote_port), 0):
             # A listening socket is the kernel's next best answer for a server's address.
             return None if found.state == Tcp.LISTEN else found.state
-    except (OSError, ValueError, struct.error):  # what a process says of its connection need not be an address
+    except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
+    except (ValueError, struct.error):  # what a process says of its connection need not be an address
         pass
     return None
 
 
 def connections_to(server_port: int) -> list[Connection]:
     """Every connection to any server at `server_port`, whoever's it is, unless its server has closed it already."""
-    return _connections(server_port, _CONNECTED)
+    try:
+        return _connections(server_port, _CONNECTED)
+    except OSError:
+        return []
 
 
 def half_closed(server_port: int) -> set[Endpoints]:
-    """Connections to any server at `server_port` whose client is gone and whose server has not closed yet."""
+    """Connections to any server at `server_port` whose client is gone and whose server has not closed yet. Raises
+    OSError where no descriptor is left to ask with: none that is seen is not none."""
     return {found.address for found in _connections(server_port, _HALF_CLOSED)}
 
 
 def _connections(server_port: int, states: frozenset[Tcp]) -> list[Connection]:
     try:
         return list(_ask_for_all(server_port, states))
-    except OSError:  # refused, as in some containers
+    except OSError as error:  # refused, as in some containers
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return [found for found in _listed() if found.state in states and _split(found.address[1])[1] == server_port]
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import msgspec
 
+from ..engine.sockets import NO_DESCRIPTORS
+
 MAX_LINE = 64 * 1024
 """Bytes of one question. Answers may be longer."""
 
@@ -50,6 +52,9 @@ class ControlServer:
             os.umask(mask)
         self._listener.listen(socket.SOMAXCONN)
         self._selector.register(self._listener, selectors.EVENT_READ)
+        self._spare: int | None = os.dup(self._listener.fileno())
+        """A descriptor for when no other is left: who cannot be answered is sent away, else the loop would turn and
+        turn for him."""
 
     def fileno(self) -> int:
         return self._selector.fileno()
@@ -68,12 +73,28 @@ class ControlServer:
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
         self._selector.close()
+        if self._spare is not None:
+            os.close(self._spare)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             client, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self._send_away()
+            return
+        with contextlib.suppress(OSError):
             client.setblocking(False)
             self._selector.register(client, selectors.EVENT_READ, _Conversation(client, self._selector, self._handler))
+
+    def _send_away(self) -> None:
+        with contextlib.suppress(OSError):  # another thread may take it meanwhile: then it is for the next time
+            if self._spare is None:
+                self._spare = os.dup(self._listener.fileno())
+            spare, self._spare = self._spare, None
+            os.close(spare)
+            self._listener.accept()[0].close()
+            self._spare = os.dup(self._listener.fileno())
 
 
 class _Conversation:

@@ -44,6 +44,8 @@ from .messages import (
     MAX_MESSAGE,
     VERSION,
     FromCoordinator,
+    FromProcess,
+    Hello,
     LeaseState,
     ProcessPacket,
     decode_from_process,
@@ -52,7 +54,7 @@ from .messages import (
     version_of,
 )
 from .process import start_time
-from .rates import BYTES, LogBound, RateBound, work
+from .rates import BYTES, LogBound, RateBound, claims, work
 from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ class Coordinator:
         self._databases: set[str] = set()
         """Those that had a budget when it was last looked at."""
         self._rates = RateBound()
+        self._claim_rates = RateBound()
+        """For what pools are stated to hold. Apart, so that a report can follow however much was stated."""
         self._unread = LogBound()
         """Lines about what could not be read."""
         self.identity = host_identity()
@@ -305,10 +309,7 @@ class Coordinator:
             # By process, where the kernel tells it: connections can be had as many as one likes.
             payer = route if peer is None else b"%d" % peer
             if not self._rates.allows(payer, sum(map(len, frames)) + BYTES * (len(frames) - 1), self._core.now):
-                if self._rates.first_refusal(payer):
-                    self._say_unread(f"process {peer} sends more than it may: the rest is dropped")
-                if route in self._names:
-                    self._core.missed(self._names[route])
+                self._drop(route, payer, peer)
                 continue
             try:
                 (data,) = frames
@@ -316,12 +317,32 @@ class Coordinator:
             except (ValueError, msgspec.MsgspecError, RecursionError) as error:
                 self._refuse_unread(route, peer, frames, error)
                 continue
-            self._rates.charge(payer, work(message))
+            if not self._pays(payer, message):
+                self._drop(route, payer, peer)
+                continue
             member = self._names.get(route) or _stranger(route)
             self._core.received(member, message, peer)
             if isinstance(message, ProcessPacket):
                 for question in self._questions:
                     question.missing -= {(member, getattr(one, "pool", 0)) for one in message.messages}
+
+    def _pays(self, payer: bytes, message: FromProcess) -> bool:
+        """Whether what is in `message` may be done now; it is paid for then."""
+        if isinstance(message, Hello) and message.epoch != self._core.fleet.epoch:
+            return True  # it is told the epoch, and no more
+        rates = self._rates
+        if claims(message):
+            rates = self._claim_rates
+            if not rates.allows(payer, 0, self._core.now):
+                return False
+        rates.charge(payer, work(message))
+        return True
+
+    def _drop(self, route: bytes, payer: bytes, peer: int | None) -> None:
+        if self._rates.first_refusal(payer):
+            self._say_unread(f"process {peer} sends more than it may: the rest is dropped")
+        if route in self._names:
+            self._core.missed(self._names[route])
 
     def _refuse_unread(self, route: bytes, peer: int | None, frames: list[zmq.Frame], error: Exception) -> None:
         """What cannot be read is dropped. One that says hello in another version is told so."""
@@ -366,12 +387,20 @@ class Coordinator:
     def watch(self, name: MemberId, pid: int, started: int) -> bool:
         try:
             pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno in sockets.NO_DESCRIPTORS:
+                raise
+            return False  # dead
+        try:
+            found = start_time(pid) == started
+            if found:
+                self._deaths.register(pidfd, select.EPOLLIN)
         except OSError:
-            return False  # dead, or we have no descriptors left
-        if start_time(pid) != started:
+            os.close(pidfd)
+            raise
+        if not found:
             os.close(pidfd)
             return False
-        self._deaths.register(pidfd, select.EPOLLIN)
         self._by_pidfd[pidfd] = name
         self._pidfds[name] = pidfd
         return True

@@ -31,7 +31,8 @@ class Host(Kernel, Protocol):
         """As `Hello.host` has it: whoever says the same is a process that `watch` can find."""
 
     def watch(self, name: MemberId, pid: int, started: int) -> bool:
-        """Have the kernel tell when the process dies. False if it is dead, or the pid is somebody else's by now."""
+        """Have the kernel tell when the process dies. False if it is dead, or the pid is somebody else's by now. Raises
+        OSError where that cannot be told now."""
 
     def forget(self, name: MemberId) -> None:
         """Watch it no more."""
@@ -113,7 +114,12 @@ class CoordinatorCore:
             fleet.refuse(sender, f"no process may hold more than {MOST_LEASES} leases")
             return
         if local and name not in self._watched:
-            if not self._host.watch(name, hello.pid, hello.started):
+            try:
+                watched = self._host.watch(name, hello.pid, hello.started)
+            except OSError as error:
+                fleet.notices.append(f"process {hello.pid} cannot be watched: {error.strerror}; it has to wait")
+                return  # without an answer: it will say hello again
+            if not watched:
                 fleet.refuse(sender, f"the coordinator sees no process {hello.pid} that started when this one did")
                 return
             self._watched.add(name)

@@ -166,11 +166,13 @@ class Link(Membership):
 
     def _pause_between(self) -> None:
         """Until it is time for another socket, or we are told to stop."""
+        poll = select.poll()  # not select(), which takes no descriptor above 1023
+        poll.register(self._wake_read, select.POLLIN)
         while self._again_at is not None and not self._stopping:
             left = self._again_at - self.now()
             if left <= 0:
                 break
-            select.select([self._wake_read], [], [], left)
+            poll.poll(left * 1000)
             with suppress(BlockingIOError):
                 os.read(self._wake_read, 65536)
         self._again_at = None

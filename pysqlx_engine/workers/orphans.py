@@ -34,7 +34,8 @@ END_AGAIN = 2.5
 
 
 class Kernel(Protocol):
-    """What this host knows of its TCP connections, see `engine.sockets`."""
+    """What this host knows of its TCP connections, see `engine.sockets`. Both raise OSError where it cannot be asked
+    now."""
 
     def server_session(self, address: Endpoints) -> Verdict: ...
 
@@ -74,7 +75,10 @@ class Orphans:
                 gone = True  # its descriptors died with the process
             else:
                 asks_kernel = True
-                gone = self._is_gone(orphan, _port(budget.database), living, dead, now)
+                try:
+                    gone = self._is_gone(orphan, _port(budget.database), living, dead, now)
+                except OSError:
+                    gone = False
                 if gone and budget.database.startswith("mysql:") and orphan.held.server_id is not None:
                     gone = self._rolled_back(budget, orphan, now)
             if gone:

@@ -69,6 +69,11 @@ class RateBound:
                 del self._buckets[sender]
 
 
+def claims(message: FromProcess) -> bool:
+    """Whether it states what pools hold."""
+    return isinstance(message, Hello) or any(isinstance(said, Attach) for said in message.messages)
+
+
 def work(message: FromProcess) -> float:
     """Points for what is to be done about `message`, beyond reading it."""
     if isinstance(message, Hello):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,27 @@ def test_a_full_backlog_is_given_up_only_after_the_timeout(tmp_path: Path):
         first.connect(path)  # and nobody accepts it
         with pytest.raises(TimeoutError, match=r"not connected within 0\.2 s"):
             ask(Path(path), {"op": "status"}, timeout=0.2)
+
+
+def test_who_asks_when_no_descriptors_are_left_is_sent_away_and_not_kept_waiting(tmp_path: Path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = tmp_path / "control.sock"
+    with closing(ControlServer(path, echo)) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.settimeout(5)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+        taken: list[int] = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            server.handle_readable()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
+        assert client.recv(1) == b""
+        assert not select.select([server], [], [], 0)[0]  # else its loop would turn and turn
 
 
 def test_nobody_there_is_told_at_once(tmp_path: Path):

@@ -170,6 +170,41 @@ async def test_a_link_that_fails_fails_its_pools_at_once_but_for_the_connections
         await empty.stop()
 
 
+MANY_FILES = """
+import os, resource, sys
+from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.errors import PoolRefusedError
+from pysqlx_engine.workers import link
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (2048, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+encode, link.encode = link.encode, None
+try:
+    PySQLXEnginePoolSync(uri=sys.argv[1], min_size=1).start()
+except PoolRefusedError as error:
+    print(error)
+link.encode = encode
+while True:
+    try:
+        with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=1) as pool, pool.connection() as conn:
+            print(conn.query_first("SELECT 1 AS a").a)
+        break
+    except PoolRefusedError:
+        pass
+"""
+
+
+def test_a_link_tries_again_in_a_process_that_has_many_files_open(sqlite_uri: str, tmp_path: Path) -> None:
+    with coordinator(tmp_path, size=2) as address:
+        environment = run_environment(tmp_path, {"PYSQLX_COORDINATOR": address})
+        command = [sys.executable, "-c", MANY_FILES, sqlite_uri]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    failed, result = done.stdout.splitlines()
+    assert "has failed: TypeError: 'NoneType'" in failed
+    assert result == "1"
+
+
 def test_a_pool_of_one_process_loads_neither_zeromq_nor_multiprocess(sqlite_uri: str, tmp_path: Path) -> None:
     script = USER.replace('"zmq" in sys.modules', '{"zmq", "multiprocess"} & sys.modules.keys()')
     command = [sys.executable, "-c", script, sqlite_uri, "SELECT 1 AS a"]

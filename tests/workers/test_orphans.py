@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+from collections.abc import Callable
+
 import pytest
 
-from pysqlx_engine.engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Endpoints, Verdict
+from pysqlx_engine.engine.sockets import (
+    ANSWERED_GRACE,
+    CHECKED_GRACE,
+    RESET_GRACE,
+    Endpoints,
+    Verdict,
+    half_closed,
+    server_session,
+)
 from pysqlx_engine.pool.budget import Demand
 from pysqlx_engine.workers.ledger import Ledger
 from pysqlx_engine.workers.messages import End, HeldLease, LeaseState, PoolClaim
@@ -22,13 +34,18 @@ class Kernel:
         self.verdict = Verdict.HELD
         self.closing: set[Endpoints] = set()
         self.asked = 0
+        self.error: OSError | None = None
 
     def server_session(self, address: Endpoints) -> Verdict:
         self.asked += 1
+        if self.error is not None:
+            raise self.error
         return self.verdict
 
     def half_closed(self, server_port: int) -> set[Endpoints]:
         self.asked += 1
+        if self.error is not None:
+            raise self.error
         return self.closing
 
 
@@ -219,3 +236,25 @@ def test_it_looks_often_while_the_kernel_can_tell_and_not_at_all_without_orphans
 )
 def test_a_port_is_one_whatever_a_database_is_called(database: str, port: int) -> None:
     assert _port(database) == port
+
+
+@pytest.mark.parametrize("held", [named(), HeldLease(1)], ids=["named", "not named"])
+def test_while_the_kernel_cannot_be_asked_no_lease_comes_back(held: HeldLease) -> None:
+    scene = Scene(held)
+    scene.kernel.verdict = Verdict.GONE
+    scene.kernel.error = OSError(errno.EMFILE, "Too many open files")
+    assert [scene.at(now) for now in (0.0, 1.0, 10.0)] == [1, 1, 1]
+    scene.kernel.error = None
+    assert [scene.at(11.0), scene.at(11.0 + RESET_GRACE)][-1] == 0
+
+
+@pytest.mark.parametrize("ask", [lambda: server_session(HERE), lambda: half_closed(5432)], ids=["one", "all"])
+def test_without_a_descriptor_to_ask_with_the_kernel_was_not_asked(ask: Callable[[], object]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ask()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -15,6 +15,7 @@ from pysqlx_engine.workers.rates import (
     SENDERS,
     LogBound,
     RateBound,
+    claims,
     work,
 )
 
@@ -81,6 +82,14 @@ def test_a_hello_costs_by_what_it_states_and_a_packet_by_what_is_in_it() -> None
     assert work(Hello(2, 1, "a", 1, 1, "host", None, 0, [claim, claim])) == HELLO + 2 * (POOL + 2)
     report = Report(1, 0, Demand(0, 0, 0, 0, 0))
     assert work(ProcessPacket(1, 1, 1, [Attach(claim), report, report])) == POOL + 2 + 2 * SAID
+
+
+def test_hellos_and_attaches_state_what_pools_hold() -> None:
+    claim = PoolClaim(1, "pool", "db", 0, 5, True, [])
+    report = Report(1, 0, Demand(0, 0, 0, 0, 0))
+    assert claims(Hello(2, 1, "a", 1, 1, "host", None, 0, []))
+    assert claims(ProcessPacket(1, 1, 1, [report, Attach(claim)]))
+    assert not claims(ProcessPacket(1, 1, 1, [report]))
 
 
 def test_lines_of_one_kind_are_bounded_and_what_was_left_out_is_counted() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -436,11 +437,30 @@ def test_a_flood_does_not_keep_others_from_being_served(
 
 
 def test_who_was_not_heard_because_it_said_too_much_is_asked_to_say_hello(here: Site, stranger: Stranger) -> None:
-    stranger.join(claim())
-    for _ in range(100):
-        stranger.say(*[Report(1, 0, Demand(0, 0, 0, 1, 1))] * 500)
+    stranger.join(claim(leases=[HeldLease(number) for number in range(MOST_LEASES)]))
+    for _ in range(20):
+        stranger.say(*[Report(1, 0, Demand(0, 0, 0, 1, 1))] * 10_000)  # for which it has to pay
     while (answer := stranger.receive()) != Lost(stranger.epoch, stranger.session):
         assert answer is not None
+
+
+@pytest.mark.parametrize("number", [1, MOST_POOLS])
+def test_a_process_that_has_as_much_as_it_may_is_heard(here: Site, stranger: Stranger, number: int) -> None:
+    each = MOST_LEASES // number
+    database = f"postgresql://made.up:5432/{number}"
+    everything = [
+        claim(database, pool, leases=[HeldLease(lease) for lease in range(pool * each, (pool + 1) * each)])
+        for pool in range(number)
+    ]
+    report = Report(0, 0, Demand(0, 0, 0, 77, 1))
+    deadline = time.monotonic() + 20
+    stranger.join(*everything)
+    stranger.say(report)
+    while 77 not in [budget["waiting"] for budget in here.status()["budgets"]]:
+        assert time.monotonic() < deadline
+        if isinstance(stranger.receive(0.05), Lost):
+            stranger.join(*everything)
+            stranger.say(report)
 
 
 def test_who_never_reads_does_not_pile_up_answers(here: Site) -> None:
@@ -466,6 +486,26 @@ def test_databases_are_not_made_up_without_end(here: Site, stranger: Stranger) -
     assert len(here.status()["budgets"]) <= MOST_BUDGETS
     assert here.descriptors() <= before + MOST_BUDGETS + 10
     assert len(here.log()) <= lines + LINES
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_who_comes_when_no_descriptors_are_left_joins_when_there_are_some_again(here: Site, left: int) -> None:
+    pid = here.coordinator.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with Stranger(here.address, f"{os.getpid()}-{next(serial)}") as other:
+        hello = other.hello()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (here.descriptors() + left, limits[1]))
+        try:
+            lines = len(here.log())
+            while len(here.log()) == lines:
+                other.send(encode(hello))
+                assert other.receive(0.1) is None
+                assert here.coordinator.poll() is None, "\n".join(here.log())
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert "cannot be watched: Too many open files" in here.log()[-1]
+        other.join()
+    assert here.is_well()
 
 
 def test_names_that_come_and_go_leave_nothing_behind(here: Site, stranger: Stranger) -> None:
