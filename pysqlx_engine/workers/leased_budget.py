@@ -318,9 +318,9 @@ class LeasedBudget:
 class LocalLink:
     """The pools of one process share budgets without a coordinator: the ledger is called directly.
 
-    Whoever has something to say puts it in the queue; one thread at a time takes the queue through the ledger and
-    delivers the answers, so that they arrive in the order in which they were decided. What is said meanwhile, also by
-    those who receive an answer, waits in the queue for that thread.
+    Whoever has something to say puts it in the queue; the background thread takes the queue through the ledger and
+    delivers the answers, so that they arrive in the order in which they were decided. No other thread does that: in the
+    main thread a signal's handler may raise between any two steps, and the ledger is everybody's.
     """
 
     MEMBER = "local"
@@ -330,7 +330,6 @@ class LocalLink:
         self._ledger = Ledger(operator_size, first_lease=0)
         self._budgets: dict[int, LeasedBudget] = {}
         self._queue: collections.deque[Outgoing | None] = collections.deque()
-        self._turn = threading.Lock()
         self._look_due = False
 
     def add(self, budget: LeasedBudget) -> None:
@@ -350,13 +349,7 @@ class LocalLink:
         self._queue.append(message)
 
     def flush(self) -> None:
-        # Looked at again after the turn is over: somebody may have queued between our last look and its end.
-        while self._queue and self._turn.acquire(blocking=False):
-            try:
-                while self._queue:
-                    self._take(self._queue.popleft())
-            finally:
-                self._turn.release()
+        background().call_soon(self._take_all)
 
     def demand_changed(self, budget: LeasedBudget) -> None:
         self._queue.append(budget.report)
@@ -385,6 +378,10 @@ class LocalLink:
         self._look_due = False
         self._queue.append(None)
         self.flush()
+
+    def _take_all(self) -> None:
+        while self._queue:
+            self._take(self._queue.popleft())
 
     def _take(self, message: Outgoing | None) -> None:
         ledger = self._ledger

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import signal
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -12,7 +15,7 @@ from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.core import Effects, PoolCore, Waiter
-from pysqlx_engine.workers.leased_budget import LeasedBudget
+from pysqlx_engine.workers.leased_budget import LeasedBudget, LinkToLedger, LocalLink
 from pysqlx_engine.workers.membership import (
     BEATS,
     GREET_AGAIN,
@@ -139,7 +142,7 @@ class Client:
         return self.demand
 
 
-def pool(here: Here, name: str = "pool", max_size: int = 4) -> tuple[LeasedBudget, Client]:
+def pool(here: LinkToLedger, name: str = "pool", max_size: int = 4) -> tuple[LeasedBudget, Client]:
     uri = parse_uri("postgresql://user@db.example:5432/shop")
     budget, client = LeasedBudget(here, PoolRequest(name, uri, 1, max_size, True, 30.0)), Client()
     budget._client = client
@@ -398,6 +401,33 @@ def test_who_is_interrupted_while_a_report_is_put_off_may_put_off_the_next_one()
     (report_now,) = here.later_calls
     report_now()
     assert [type(message) for message in here.said()] == [Report]
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def test_whoever_is_interrupted_the_ledger_of_one_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = threading.Event()
+    link, chance = LocalLink(1), random.Random(1)
+    budget, client = pool(link)
+    monkeypatch.setattr(client, "granted", lambda _: granted.set())
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0003))
+                while True:
+                    budget.demand_changed(urgent=True)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    client.demand = Demand(0, 0, 0, 1, 1)
+    budget.demand_changed(urgent=True)
+    assert granted.wait(10.0)
 
 
 # -- the term ---------------------------------------------------------------------------------------------------------
