@@ -192,9 +192,9 @@ class DatabaseClaims:
         lock = _try_lock(path)
         if lock is None:
             return path.read_text() or "another run"
+        self._locks[database] = lock  # first: on a full disk it is claimed all the same, only not by name
         os.ftruncate(lock, 0)
         os.write(lock, self._run.encode())
-        self._locks[database] = lock
         return None
 
     def release(self, database: str) -> None:

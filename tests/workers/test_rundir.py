@@ -19,7 +19,7 @@ import pytest
 from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.workers.journal import Journal, Member
 from pysqlx_engine.workers.process import start_time
-from pysqlx_engine.workers.rundir import RunDirectoryError, default_name, list_runs, run_directory
+from pysqlx_engine.workers.rundir import DatabaseClaims, RunDirectoryError, default_name, list_runs, run_directory
 
 from .runs import room_for
 
@@ -199,3 +199,13 @@ def test_a_path_too_long_for_a_socket_is_refused_with_the_limit(tmp_path: Path, 
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     with pytest.raises(RunDirectoryError, match=r"has \d+ bytes, the system allows 107: choose a shorter --name"):
         run_directory("shop").claim(supervised=True)
+
+
+def test_a_database_that_is_claimed_on_a_full_disk_is_free_again_when_it_is_released(base: Path):
+    base.mkdir(mode=0o700)
+    one, two = DatabaseClaims(run_directory("one")), DatabaseClaims(run_directory("two"))
+    with room_for(0), pytest.raises(OSError, match="File too large"):
+        one.claim("sqlite:/a.db")
+    assert two.claim("sqlite:/a.db") == "another run"
+    one.release("sqlite:/a.db")
+    assert two.claim("sqlite:/a.db") is None
