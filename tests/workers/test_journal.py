@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pysqlx_engine.pool.budget import Demand
+from pysqlx_engine.workers.coordinator_core import JOURNAL_AGAIN
 from pysqlx_engine.workers.journal import Journal, Member
 from pysqlx_engine.workers.messages import ProcessPacket, Report
 
@@ -97,3 +98,18 @@ def test_what_cannot_be_said_while_the_disk_is_full_does_not_become_more_and_mor
             coordinator.tick()
             assert coordinator.flush() == []
     assert len(coordinator.ledger.outbox) < 20
+
+
+def test_what_cannot_be_written_while_the_disk_is_full_does_not_become_more_and_more(tmp_path: Path):
+    coordinator = core(tmp_path, epoch=1, term=6.0, remote=False)
+    with room_for(0):
+        for session in range(1, 1000):  # nobody answers
+            coordinator.now += JOURNAL_AGAIN
+            coordinator.received("near", hello(coordinator, "near", session))
+            coordinator.tick()
+            assert coordinator.flush() == []
+    assert len(coordinator._journal._told) < 20
+    coordinator.now += JOURNAL_AGAIN
+    assert coordinator.flush() != []
+    assert Journal(tmp_path / "journal").recovered == coordinator._journal.recovered
+    assert members(tmp_path / "journal") == 1
