@@ -56,8 +56,8 @@ class Recovered(msgspec.Struct):
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     """The sizes that scripts stated, by database, and whose pool said so."""
-    learning: bool = False
-    """Whether its coordinator was still waiting for members that nobody knew of."""
+    learning: bool = True
+    """Whether there may be members that nobody knows of: until its coordinator says that it waits for them no more."""
 
 
 def anybody_lives(path: Path) -> bool:
@@ -81,7 +81,7 @@ class Journal:
         self._new = path.with_suffix(".new")
         self._encoder = msgspec.json.Encoder()
         self.recovered = _read(path)
-        self.lost = not path.exists() or self.recovered.learning
+        self.lost = self.recovered.learning
         """Whether there was none, or not for long enough: then there may be members that nobody knows of."""
         self._told: list[_Line] = []
         self._lines = 0
@@ -141,7 +141,7 @@ class Journal:
         holders = {key[0] for key, _ in self.recovered.held}
         gone = (self.recovered.remote & holders) - self.recovered.members.keys()
         self.recovered.remote = gone | {name for name, process in self.recovered.members.items() if process.remote}
-        lines = [_Line("learning", "")] if self.recovered.learning else []
+        lines = [_Line("learning" if self.recovered.learning else "learned", "")]
         lines += [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
         lines += [_Line("joined", member, process=Member(0, 0, remote=True)) for member in gone]
         lines += [_Line("left", member) for member in gone]
