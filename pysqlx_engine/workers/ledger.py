@@ -717,9 +717,9 @@ class Ledger:
         return any(budget.quarantined for budget in self.budgets.values())
 
     def addresses(self) -> set[Endpoints]:
-        """Every connection of the living that is known."""
-        known = {held.address for b in self.budgets.values() for p in b.pools.values() for held in p.leases.values()}
-        return {address for address in known if address is not None}
+        """Every connection of the living that is known, of this host: another may have the same private addresses."""
+        pools = [pool for budget in self.budgets.values() for pool in budget.pools.values() if pool.local]
+        return {held.address for pool in pools for held in pool.leases.values() if held.address is not None}
 
     @property
     def relaxable(self) -> bool:

@@ -67,7 +67,7 @@ class Orphans:
         orphans = list(ledger.orphans())
         asks_kernel = False
         living = ledger.addresses() if any(orphan.local for _, orphan in orphans) else set()
-        dead = {orphan.held.address for _, orphan in orphans}
+        dead = {orphan.held.address for _, orphan in orphans if orphan.local}
         for budget, orphan in orphans:
             if not orphan.local:
                 gone = not (orphan.held.known and orphan.held.endable) and now - orphan.since >= UNNAMED

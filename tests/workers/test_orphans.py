@@ -258,3 +258,20 @@ def test_without_a_descriptor_to_ask_with_the_kernel_was_not_asked(ask: Callable
             ask()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_a_process_of_another_host_calls_its_address_says_nothing_of_ours() -> None:
+    scene = Scene(named())
+    elsewhere = PoolClaim(1, "far", SHOP, 0, 200, False, [named(7)])
+    scene.ledger.attach("far", elsewhere, local=False)
+    assert scene.at(0.0) == 1
+    scene.kernel.verdict = Verdict.GONE
+    assert scene.at(0.1) == 0
+
+
+def test_what_a_dead_process_of_another_host_called_its_address_says_nothing_of_ours() -> None:
+    scene = Scene(HeldLease(1))
+    scene.ledger.attach("far", PoolClaim(1, "far", SHOP, 0, 200, False, [named(7)]), local=False)
+    scene.ledger.dead("far", local=False)
+    scene.kernel.closing = {HERE}
+    assert scene.at(0.0) == scene.at(RESET_GRACE) == 2
