@@ -150,9 +150,10 @@ class Orphans:
         ]
         if not due:
             return
-        # A living process's connection is never ended, whoever claims to have had it.
-        living = {held.address for pool in budget.pools.values() for held in pool.leases.values()}
-        due = [orphan for orphan in due if orphan.held.address not in living][:MOST_SESSIONS]
+        # A living process's session is never ended, whoever claims to have had it. Its address alone says nothing: it
+        # may have been another session's before.
+        living = {(held.server_id, held.address) for pool in budget.pools.values() for held in pool.leases.values()}
+        due = [one for one in due if (one.held.server_id, one.held.address) not in living][:MOST_SESSIONS]
         if due:
             self._ledger.have_ended(budget, due)
 

@@ -260,6 +260,13 @@ def test_without_a_descriptor_to_ask_with_the_kernel_was_not_asked(ask: Callable
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_a_lost_hosts_session_is_looked_for_although_another_connection_has_its_address_now() -> None:
+    scene = Scene(named(), local=False)
+    scene.lives("a", leases=(named(7),))
+    scene.at(END_AFTER)
+    assert scene.ends() == [("a", [1])]
+
+
 def test_what_a_process_of_another_host_calls_its_address_says_nothing_of_ours() -> None:
     scene = Scene(named())
     elsewhere = PoolClaim(1, "far", SHOP, 0, 200, False, [named(7)])
