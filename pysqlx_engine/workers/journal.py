@@ -191,7 +191,7 @@ def _read(path: Path) -> Recovered:
     for line in lines:
         try:
             _apply(recovered, decoder.decode(line))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError):  # also what is no text
             continue
     return recovered
 

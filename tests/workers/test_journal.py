@@ -150,3 +150,9 @@ def test_what_is_asked_for_again_and_again_does_not_become_more_while_the_disk_i
     coordinator.tick()
     packets = [one for _, one in coordinator.flush() if isinstance(one, CoordinatorPacket)]
     assert [one.sessions for packet in packets for one in packet.messages if isinstance(one, End)] == [[held]]
+
+
+def test_a_line_that_is_no_text_is_passed_over(path: Path):
+    with path.open("ab") as file:
+        file.write(b'["joined","member \xff"]\n')
+    assert members(path) == 200
