@@ -129,6 +129,12 @@ class Orphan:
     asked_at: float | None = None
     seen_at: float = 0.0
     """When somebody looked last and the server still had it."""
+    half_closed: bool = False
+    """Whether its connection was seen with the server's side still open."""
+    vanished_at: float | None = None
+    """When its connection was first seen to be missing."""
+    closed_at: float | None = None
+    """When the server was first seen to have closed its connection, which may not be the end."""
 
 
 @dataclass(slots=True)

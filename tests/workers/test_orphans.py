@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import pytest
 
@@ -190,6 +190,21 @@ def test_what_nobody_can_end_is_asked_for_without_end_and_without_keeping_more_a
     assert (len(asked), "stays" in asked, "goes 99" in asked) == (400, True, True)
     ((_, orphan),) = scene.ledger.orphans()
     assert len(orphan.asked) <= 2
+
+
+def test_nothing_is_kept_of_those_that_came_back_while_another_one_stays() -> None:
+    scene = Scene(named(), database="mysql://db.example:3306/shop")
+    scene.lives("a", leases=(named(7, address=("10.0.0.3:1", "10.0.0.2:3306")),))
+    for number in range(8, 108):
+        one = named(number, address=(f"10.0.0.4:{number}", "10.0.0.2:3306"))
+        scene.ledger.attach("killed", PoolClaim(1, "killed", scene.database, 0, 200, False, [one]))
+        scene.ledger.dead("killed", local=True)
+        for scene.kernel.verdict in (Verdict.HELD, Verdict.RESET, Verdict.GONE):
+            scene.at(number * 0.04 + END_AFTER)
+        scene.ledger.ended(("a", 1), [number])
+        scene.kernel.verdict = Verdict.HELD
+    kept = [value for value in vars(scene.orphans).values() if isinstance(value, Sized)]
+    assert sum(map(len, kept)) < 10
 
 
 def test_a_living_processs_connection_is_never_ended_whoever_claims_to_have_had_it() -> None:
