@@ -230,8 +230,7 @@ class CoordinatorCore:
         for name in dead:
             self.ledger.dead(name, local=name not in recovered.remote)
         self.fleet.learn(alive.items(), unknown=unknown, remote=remote)
-        if unknown:
-            self._journal.learning(True)
+        self._journal.learning(unknown)
 
 
 def _is_same(member: Member, hello: Hello, peer: int | None) -> bool:

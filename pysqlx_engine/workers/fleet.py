@@ -20,6 +20,7 @@ from .messages import (
     Ceiling,
     CoordinatorPacket,
     Denied,
+    End,
     FromCoordinator,
     Hello,
     Lost,
@@ -315,7 +316,8 @@ class Fleet:
         self._outbox.append((name, Lost(self.epoch, session)))
 
     def wait_to_say(self) -> None:
-        """Nothing can be said for now. What a later word makes void is left out: it could become more without end."""
+        """Nothing can be said for now. What a later word makes void, or is asked for again, is left out: it could
+        become more without end."""
         last: dict[object, int] = {
             (to, type(message), message.pool): place
             for place, (to, message) in enumerate(self.ledger.outbox)
@@ -324,9 +326,9 @@ class Fleet:
         self.ledger.outbox = [
             (to, message)
             for place, (to, message) in enumerate(self.ledger.outbox)
-            if last.get((to, type(message), message.pool), place) == place
+            if last.get((to, type(message), message.pool), place) == place and not isinstance(message, End)
         ]
-        self._outbox = list(dict.fromkeys(self._outbox))
+        self._outbox = list({(to, type(message)): (to, message) for to, message in self._outbox}.values())
 
     # -- what is said to them -------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ it has to survive the coordinator, not the host, because with the host every mem
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -55,8 +56,8 @@ class Recovered(msgspec.Struct):
     held: dict[tuple[PoolKey, str], dict[int, HeldLease]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     """The sizes that scripts stated, by database, and whose pool said so."""
-    learning: bool = False
-    """Whether its coordinator was still waiting for members that nobody knew of."""
+    learning: bool = True
+    """Whether there may be members that nobody knows of: until its coordinator says that it waits for them no more."""
 
 
 def anybody_lives(path: Path) -> bool:
@@ -77,19 +78,18 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._new = path.with_suffix(".new")
         self._encoder = msgspec.json.Encoder()
         self.recovered = _read(path)
-        self.lost = not path.exists() or self.recovered.learning
+        self.lost = self.recovered.learning
         """Whether there was none, or not for long enough: then there may be members that nobody knows of."""
         self._told: list[_Line] = []
         self._lines = 0
         self._compact_after = COMPACT_AFTER
         self._file = path.open("ab", buffering=0)
         os.chmod(path, 0o600)
-        self._end = path.read_bytes().rfind(b"\n") + 1
-        """Bytes of whole lines. What follows is cut off before the next is written, which it would spoil."""
-        self._torn = True
-        """Whether anything may follow."""
+        self._whole = path.read_bytes()[-1:] in {b"", b"\n"}
+        """Whether all that was told is written, and no half a line behind it, which would spoil the next one."""
         self._compact()
 
     def joined(self, member: str, process: Member) -> None:
@@ -111,21 +111,19 @@ class Journal:
             self._told.append(line)
 
     def flush(self) -> None:
-        """Write down what was told. Raises OSError when that cannot be done; then the next call tries it again."""
-        if not self._told:
-            return
-        data = self._encoded(self._told)
-        if self._torn:
-            self._file.truncate(self._end)
-        self._torn = True
-        _write_all(self._file, data)
-        self._torn = False
-        self._end += len(data)
-        for line in self._told:
+        """Write down what was told. Raises OSError when that cannot be done; then the next call tries it again, with
+        what still counts of it: all that is told meanwhile could become more without end."""
+        told, self._told = self._told, []
+        for line in told:
             _apply(self.recovered, line)
-        self._lines += len(self._told)
-        self._told.clear()
-        if self._lines > self._compact_after:
+        self._lines += len(told)
+        if told and self._whole:
+            self._whole = False
+            _write_all(self._file, self._encoded(told))
+            self._whole = True
+        if not self._whole:
+            self._write_anew()
+        elif self._lines > self._compact_after:
             self._compact()
 
     def close(self) -> None:
@@ -133,10 +131,17 @@ class Journal:
 
     def _compact(self) -> None:
         """Write anew what still counts. Where that cannot be done the old file goes on: it says the same at length."""
+        try:
+            self._write_anew()
+        except OSError as error:
+            logger.warning("cannot write %s: %s; going on with the old journal", self._new, error.strerror)
+            self._lines = 0  # try again after as many more
+
+    def _write_anew(self) -> None:
         holders = {key[0] for key, _ in self.recovered.held}
         gone = (self.recovered.remote & holders) - self.recovered.members.keys()
         self.recovered.remote = gone | {name for name, process in self.recovered.members.items() if process.remote}
-        lines = [_Line("learning", "")] if self.recovered.learning else []
+        lines = [_Line("learning" if self.recovered.learning else "learned", "")]
         lines += [_Line("joined", member, process=process) for member, process in self.recovered.members.items()]
         lines += [_Line("joined", member, process=Member(0, 0, remote=True)) for member in gone]
         lines += [_Line("left", member) for member in gone]
@@ -149,32 +154,22 @@ class Journal:
             for (key, database), leases in self.recovered.held.items()
             for held in leases.values()
         ]
-        data = self._encoded(lines)
-        temporary = self.path.with_suffix(".new")
+        file = self._new.open("ab", buffering=0)
         try:
-            self._replace(temporary, data)
-        except OSError as error:
-            logger.warning("cannot write %s: %s; going on with the old journal", temporary, error.strerror)
-            temporary.unlink(missing_ok=True)
-            self._lines = 0  # try again after as many more
-            return
-        self._end, self._torn = len(data), False
+            os.chmod(self._new, 0o600)
+            file.truncate(0)
+            _write_all(file, self._encoded(lines))
+            self._new.replace(self.path)  # only now: a part would be less than what is there
+        except OSError:
+            file.close()
+            with contextlib.suppress(OSError):
+                self._new.unlink()
+            raise
+        self._file.close()
+        self._file, self._whole = file, True
         self._lines = len(lines)
         # Where that much counts, not with every line.
         self._compact_after = max(COMPACT_AFTER, 2 * len(lines))
-
-    def _replace(self, temporary: Path, data: bytes) -> None:
-        file = temporary.open("ab", buffering=0)
-        try:
-            os.chmod(temporary, 0o600)
-            file.truncate(0)
-            _write_all(file, data)
-            temporary.replace(self.path)  # only now: a part would be less than what is there
-        except OSError:
-            file.close()
-            raise
-        self._file.close()
-        self._file = file
 
     def _encoded(self, lines: list[_Line]) -> bytes:
         return b"".join(self._encoder.encode(line) + b"\n" for line in lines)
@@ -196,7 +191,7 @@ def _read(path: Path) -> Recovered:
     for line in lines:
         try:
             _apply(recovered, decoder.decode(line))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError):  # also what is no text
             continue
     return recovered
 

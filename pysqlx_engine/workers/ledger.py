@@ -129,6 +129,12 @@ class Orphan:
     asked_at: float | None = None
     seen_at: float = 0.0
     """When somebody looked last and the server still had it."""
+    half_closed: bool = False
+    """Whether its connection was seen with the server's side still open."""
+    vanished_at: float | None = None
+    """When its connection was first seen to be missing."""
+    closed_at: float | None = None
+    """When the server was first seen to have closed its connection, which may not be the end."""
 
 
 @dataclass(slots=True)
@@ -717,9 +723,9 @@ class Ledger:
         return any(budget.quarantined for budget in self.budgets.values())
 
     def addresses(self) -> set[Endpoints]:
-        """Every connection of the living that is known."""
-        known = {held.address for b in self.budgets.values() for p in b.pools.values() for held in p.leases.values()}
-        return {address for address in known if address is not None}
+        """Every connection of the living that is known, of this host: another may have the same private addresses."""
+        pools = [pool for budget in self.budgets.values() for pool in budget.pools.values() if pool.local]
+        return {held.address for pool in pools for held in pool.leases.values() if held.address is not None}
 
     @property
     def relaxable(self) -> bool:

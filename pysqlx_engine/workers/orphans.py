@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..engine.sockets import ANSWERED_GRACE, CHECKED_GRACE, RESET_GRACE, Endpoints, Verdict
-from ..pool.budget import Lease
 from .ledger import Budget, Ledger, Orphan
 
 POLL = (0.002, 0.02)
@@ -50,12 +49,6 @@ class Orphans:
         self._ledger = ledger
         self._kernel = kernel
         self._pause = POLL[0]
-        self._half_closed: set[int] = set()
-        """Orphaned leases whose connection was seen with the server's side still open."""
-        self._vanished: dict[int, float] = {}
-        """When an orphaned lease's connection was first seen to be missing."""
-        self._closed: dict[int, float] = {}
-        """When the server was first seen to have closed an orphaned lease's connection, which may not be the end."""
 
     def more(self, now: float) -> None:
         """A process has died."""
@@ -67,7 +60,7 @@ class Orphans:
         orphans = list(ledger.orphans())
         asks_kernel = False
         living = ledger.addresses() if any(orphan.local for _, orphan in orphans) else set()
-        dead = {orphan.held.address for _, orphan in orphans}
+        dead = {orphan.held.address for _, orphan in orphans if orphan.local}
         for budget, orphan in orphans:
             if not orphan.local:
                 gone = not (orphan.held.known and orphan.held.endable) and now - orphan.since >= UNNAMED
@@ -82,32 +75,23 @@ class Orphans:
                 if gone and budget.database.startswith("mysql:") and orphan.held.server_id is not None:
                     gone = self._rolled_back(budget, orphan, now)
             if gone:
-                self._forget(orphan.held.lease)
                 ledger.gone(budget.database, orphan.held.lease)
         for budget in list(ledger.budgets.values()):
             self._have_ended(budget, now)
         self._pause = min(POLL[1], self._pause * 1.2)
         pause = self._pause if asks_kernel else SLOW_POLL
         self.due = now + pause if ledger.has_orphans else None
-        if self.due is None:  # also those that came back in another way
-            self._vanished.clear()
-            self._closed.clear()
-            self._half_closed.clear()
-
-    def _forget(self, lease: Lease) -> None:
-        self._vanished.pop(lease, None)
-        self._closed.pop(lease, None)
-        self._half_closed.discard(lease)
 
     def _rolled_back(self, budget: Budget, orphan: Orphan, now: float) -> bool:
         """MySQL closes a connection first, and rolls back and ends its session then. That is seen in its list of
         sessions only, by whoever has a connection. Where nobody has one, somebody gets one after a grace time, and
         looks after the rest."""
-        closed_at = self._closed.setdefault(orphan.held.lease, now)
+        if orphan.closed_at is None:
+            orphan.closed_at = now
         if not any(pool.held and not pool.silent for pool in budget.pools.values()):
-            return now - closed_at >= ROLLBACK_GRACE
+            return now - orphan.closed_at >= ROLLBACK_GRACE
         # `Ended` will tell, unless all connections are in use for so long, perhaps by who waits for this very lease.
-        return now - max(closed_at, orphan.seen_at) >= LOOK_PATIENCE
+        return now - max(orphan.closed_at, orphan.seen_at) >= LOOK_PATIENCE
 
     def _is_gone(
         self,
@@ -129,15 +113,17 @@ class Orphans:
             verdict = Verdict.HELD if unnamed else Verdict.RESET
         if verdict is Verdict.HELD:
             if held.address is not None:  # else it may be somebody else's
-                self._half_closed.add(held.lease)
-            self._vanished.pop(held.lease, None)
+                orphan.half_closed = True
+            orphan.vanished_at = None
             return False
         if verdict is Verdict.GONE:
             return True
         grace = CHECKED_GRACE if held.liveness_checked else RESET_GRACE
-        if held.lease in self._half_closed:
+        if orphan.half_closed:
             grace = ANSWERED_GRACE
-        return now - self._vanished.setdefault(held.lease, now) >= grace
+        if orphan.vanished_at is None:
+            orphan.vanished_at = now
+        return now - orphan.vanished_at >= grace
 
     def _have_ended(self, budget: Budget, now: float) -> None:
         """Have a live process end what the server has not let go of by itself."""
@@ -150,9 +136,10 @@ class Orphans:
         ]
         if not due:
             return
-        # A living process's connection is never ended, whoever claims to have had it.
-        living = {held.address for pool in budget.pools.values() for held in pool.leases.values()}
-        due = [orphan for orphan in due if orphan.held.address not in living][:MOST_SESSIONS]
+        # A living process's session is never ended, whoever claims to have had it. Its address alone says nothing: it
+        # may have been another session's before.
+        living = {(held.server_id, held.address) for pool in budget.pools.values() for held in pool.leases.values()}
+        due = [one for one in due if (one.held.server_id, one.held.address) not in living][:MOST_SESSIONS]
         if due:
             self._ledger.have_ended(budget, due)
 

@@ -137,12 +137,13 @@ def ctl(directory: Path, *arguments: str, stdout: int = subprocess.PIPE) -> tupl
 
 
 def nobody_has_joined(directory: Path, name: str) -> Path:
-    """The directory of the run `name`, with a journal, which is empty unless it was there. Without one a coordinator
-    would wait for those that it does not know of."""
+    """The directory of the run `name`, with a journal, which names nobody unless it was there. Without one a
+    coordinator would wait for those that it does not know of."""
     run = directory / "pysqlx" / name
     for private in (run.parent, run):
         private.mkdir(mode=0o700, exist_ok=True)
-    (run / "journal").touch()
+    if not (run / "journal").exists():
+        (run / "journal").write_text('["learned",""]\n')
     return run
 
 

@@ -7,13 +7,24 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from pysqlx_engine.pool.budget import Demand
+from pysqlx_engine.workers.coordinator_core import JOURNAL_AGAIN
 from pysqlx_engine.workers.journal import Journal, Member
-from pysqlx_engine.workers.messages import ProcessPacket, Report
+from pysqlx_engine.workers.messages import (
+    CoordinatorPacket,
+    End,
+    HeldLease,
+    LeaseState,
+    Lost,
+    ProcessPacket,
+    Report,
+)
+from pysqlx_engine.workers.orphans import END_AGAIN
 
 from .runs import room_for
-from .test_term import core, hello
+from .test_term import core, hello, time_passes
 
 
 def join(journal: Journal, numbers: range) -> None:
@@ -97,3 +108,51 @@ def test_what_cannot_be_said_while_the_disk_is_full_does_not_become_more_and_mor
             coordinator.tick()
             assert coordinator.flush() == []
     assert len(coordinator.ledger.outbox) < 20
+
+
+def test_what_cannot_be_written_while_the_disk_is_full_does_not_become_more_and_more(tmp_path: Path):
+    coordinator = core(tmp_path, epoch=1, term=6.0, remote=False)
+    with room_for(0):
+        for session in range(1, 1000):  # nobody answers
+            coordinator.now += JOURNAL_AGAIN
+            coordinator.received("near", hello(coordinator, "near", session))
+            coordinator.tick()
+            assert coordinator.flush() == []
+    assert len(coordinator._journal._told) < 20
+    coordinator.now += JOURNAL_AGAIN
+    assert coordinator.flush() != []
+    assert Journal(tmp_path / "journal").recovered == coordinator._journal.recovered
+    assert members(tmp_path / "journal") == 1
+
+
+def test_what_is_asked_for_again_and_again_does_not_become_more_while_the_disk_is_full(tmp_path: Path):
+    coordinator = core(tmp_path, epoch=1, term=6.0, remote=True)
+    far = hello(coordinator, "far", 1)
+    held = HeldLease(1, LeaseState.OPEN, 77, ("10.0.0.1:40000", "10.0.0.2:5432"))
+    far.pools[0].leases.append(held)  # its session has to be ended
+    for name, one in (("far", far), ("near", hello(coordinator, "near", 1))):
+        coordinator.received(name, one)
+    coordinator.flush()
+    with room_for(0):
+        time_passes(coordinator, 10.0)
+        assert "far" not in coordinator.fleet.members
+        for session in range(1, 1000):
+            coordinator.now += 3.0
+            # One that knows the epoch of another coordinator only.
+            coordinator.received("?1", structs.replace(hello(coordinator, "new", session), epoch=2))
+            coordinator.tick()
+            assert coordinator.flush() == []
+    assert len(coordinator.ledger.outbox) + len(coordinator.fleet._outbox) < 20
+    coordinator.now += 3.0
+    coordinator.tick()
+    assert any(isinstance(one, Lost) and one.session == 999 for _, one in coordinator.flush())
+    coordinator.now += END_AGAIN
+    coordinator.tick()
+    packets = [one for _, one in coordinator.flush() if isinstance(one, CoordinatorPacket)]
+    assert [one.sessions for packet in packets for one in packet.messages if isinstance(one, End)] == [[held]]
+
+
+def test_a_line_that_is_no_text_is_passed_over(path: Path):
+    with path.open("ab") as file:
+        file.write(b'["joined","member \xff"]\n')
+    assert members(path) == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import pytest
 
@@ -192,6 +192,21 @@ def test_what_nobody_can_end_is_asked_for_without_end_and_without_keeping_more_a
     assert len(orphan.asked) <= 2
 
 
+def test_nothing_is_kept_of_those_that_came_back_while_another_one_stays() -> None:
+    scene = Scene(named(), database="mysql://db.example:3306/shop")
+    scene.lives("a", leases=(named(7, address=("10.0.0.3:1", "10.0.0.2:3306")),))
+    for number in range(8, 108):
+        one = named(number, address=(f"10.0.0.4:{number}", "10.0.0.2:3306"))
+        scene.ledger.attach("killed", PoolClaim(1, "killed", scene.database, 0, 200, False, [one]))
+        scene.ledger.dead("killed", local=True)
+        for scene.kernel.verdict in (Verdict.HELD, Verdict.RESET, Verdict.GONE):
+            scene.at(number * 0.04 + END_AFTER)
+        scene.ledger.ended(("a", 1), [number])
+        scene.kernel.verdict = Verdict.HELD
+    kept = [value for value in vars(scene.orphans).values() if isinstance(value, Sized)]
+    assert sum(map(len, kept)) < 10
+
+
 def test_a_living_processs_connection_is_never_ended_whoever_claims_to_have_had_it() -> None:
     scene = Scene(named())
     scene.lives("a", idle=1, leases=(named(7),))
@@ -258,3 +273,27 @@ def test_without_a_descriptor_to_ask_with_the_kernel_was_not_asked(ask: Callable
             ask()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_lost_hosts_session_is_looked_for_although_another_connection_has_its_address_now() -> None:
+    scene = Scene(named(), local=False)
+    scene.lives("a", leases=(named(7),))
+    scene.at(END_AFTER)
+    assert scene.ends() == [("a", [1])]
+
+
+def test_what_a_process_of_another_host_calls_its_address_says_nothing_of_ours() -> None:
+    scene = Scene(named())
+    elsewhere = PoolClaim(1, "far", SHOP, 0, 200, False, [named(7)])
+    scene.ledger.attach("far", elsewhere, local=False)
+    assert scene.at(0.0) == 1
+    scene.kernel.verdict = Verdict.GONE
+    assert scene.at(0.1) == 0
+
+
+def test_what_a_dead_process_of_another_host_called_its_address_says_nothing_of_ours() -> None:
+    scene = Scene(HeldLease(1))
+    scene.ledger.attach("far", PoolClaim(1, "far", SHOP, 0, 200, False, [named(7)]), local=False)
+    scene.ledger.dead("far", local=False)
+    scene.kernel.closing = {HERE}
+    assert scene.at(0.0) == scene.at(RESET_GRACE) == 2

@@ -22,6 +22,8 @@ from pysqlx_engine.workers.messages import (
     Welcome,
 )
 
+from .runs import room_for
+
 SHOP = "postgresql://db.example:5432/shop"
 
 
@@ -142,3 +144,10 @@ def test_one_that_follows_a_coordinator_that_died_while_it_learned_learns_anew(t
     assert second.ledger.granting
     for _ in range(2):  # what was learned stays so
         assert core(tmp_path, 5, 6.0, now=200.0).ledger.granting
+
+
+def test_one_that_follows_a_coordinator_that_could_write_nothing_learns_anew(tmp_path: Path) -> None:
+    with room_for(0):
+        assert not core(tmp_path, 1, 6.0).ledger.granting
+    assert (tmp_path / "journal").read_bytes() == b""
+    assert not core(tmp_path, 3, 6.0, now=100.0).ledger.granting
