@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import signal
 import threading
@@ -416,15 +417,17 @@ def test_whoever_is_interrupted_the_ledger_of_one_process_goes_on(monkeypatch: p
     def interrupt(*_: object) -> None:
         raise Interrupt
 
+    gc.disable()  # what is raised in a finalizer, or in a callback of the collector, comes to nobody
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(300):
             with contextlib.suppress(Interrupt):
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0003))
-                for _ in range(10_000):  # without end where the exception comes up in a finalizer, which swallows it
+                for _ in range(10_000):
                     budget.demand_changed(urgent=True)
     finally:
         signal.signal(signal.SIGALRM, before)
+        gc.enable()
     client.demand = Demand(0, 0, 0, 1, 1)
     budget.demand_changed(urgent=True)
     assert granted.wait(10.0)
