@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pysqlx_engine import PySQLXEngineSync
 from tests.servers import Database
 
 ASYNCIO = """
@@ -169,7 +170,11 @@ print("done")
 
 
 def test_a_long_statement_of_sqlite_is_waited_for_at_exit(sqlite_db: Database) -> None:
-    command = [sys.executable, "-c", LONG_IN_PROCESS, sqlite_db.uri, sqlite_db.sleep_sql(10.0)]
+    with PySQLXEngineSync(sqlite_db.uri) as conn:
+        started = time.monotonic()
+        conn.query(sqlite_db.sleep_sql(1.0))
+        pace = time.monotonic() - started
+    command = [sys.executable, "-c", LONG_IN_PROCESS, sqlite_db.uri, sqlite_db.sleep_sql(5.0 / pace)]  # 5 s of 10
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
