@@ -141,6 +141,12 @@ class Fleet:
         self._stack.callback(_end, process)
         return Member(process)
 
+    def members(self, host: Host, port: int | None = None) -> tuple[Member, Member]:
+        """One on the coordinator's own host and one on `host`, which have started."""
+        here, remote = self.member(), self.member(host, port)
+        assert (here.line(), remote.line()) == ("started", "started")
+        return here, remote
+
     def send(self, number: signal.Signals) -> None:
         """To the coordinator."""
         self._coordinator.send_signal(number)
@@ -216,8 +222,7 @@ def test_while_its_link_is_cut_a_process_loses_its_connections_to_others_and_com
 ) -> None:
     there = place.hosts[0]
     with fleet(place, tmp_path, database) as (hosts, samples):
-        here, remote = hosts.member(), hosts.member(there)
-        assert (here.line(), remote.line()) == ("started", "started")
+        here, remote = hosts.members(there)
         assert remote.ask("use 3")() == "used 3"  # and they stay with it, idle
         there.cut(there.talk)
         try:
@@ -308,8 +313,7 @@ def test_a_process_that_was_stopped_for_longer_than_its_term_goes_on_without_an_
     place: Site, database: Database, tmp_path: Path
 ) -> None:
     with fleet(place, tmp_path, database) as (hosts, samples):
-        here, remote = hosts.member(), hosts.member(place.hosts[0])
-        assert (here.line(), remote.line()) == ("started", "started")
+        here, remote = hosts.members(place.hosts[0])
         assert remote.ask("use 3")() == "used 3"
         remote.process.send_signal(signal.SIGSTOP)
         try:
@@ -327,8 +331,7 @@ def test_a_coordinator_that_was_stopped_for_longer_than_the_term_takes_nobody_fo
     place: Site, database: Database, tmp_path: Path
 ) -> None:
     with fleet(place, tmp_path, database) as (hosts, samples):
-        here, remote = hosts.member(), hosts.member(place.hosts[0])
-        assert (here.line(), remote.line()) == ("started", "started")
+        here, remote = hosts.members(place.hosts[0])
         assert remote.ask("use 3")() == "used 3"
         hosts.send(signal.SIGSTOP)
         try:
@@ -348,8 +351,7 @@ def test_a_slow_link_makes_growth_slow_and_nothing_else(place: Site, database: D
     with fleet(place, tmp_path, database, term=3.0) as (hosts, samples):
         with FaultProxy(hosts.port, place.talk.ip) as proxy:
             proxy.delay = 0.2
-            here, remote = hosts.member(), hosts.member(place.hosts[0], proxy.port)
-            assert (here.line(), remote.line()) == ("started", "started")
+            here, remote = hosts.members(place.hosts[0], proxy.port)
             began = time.monotonic()
             assert remote.ask("use 4")() == "used 4"
             grown = time.monotonic()
