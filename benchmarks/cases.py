@@ -117,7 +117,11 @@ CASES = (
     ),
     _case("fleet-grants-cpu", "the same in a second of the coordinator's own", "grants/s", module="fleet_grants"),
     _case("fleet-grants-one", "the same with one pool each", "grants/s", module="fleet_grants", echo=None),
-    _case("fleet-latency", "request to grant at 10,000 grants/s, p99", "ms", limit=5.0, module="fleet_grants"),
+    _case("fleet-grants-many", "the same, 200 pools and 64 leases", "grants/s", module="fleet_grants"),
+    _case(
+        "fleet-latency", "request to grant at 10,000 grants/s, p99", "ms",
+        limit=5.0, module="fleet_grants", echo=None,
+    ),
     _case("fleet-latency-half", "the same at half of what was reached, p99", "ms", module="fleet_grants"),
     _case(
         "fleet-memory", "coordinator of 1,000 processes, 10,000 leases", "MB",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .fleet import Coordinator, Leader, Member, main, percentile
 
@@ -11,6 +13,8 @@ POOLS = 4
 """Of each process: a service has several databases, or several pools for one. Each asks for one lease at a time."""
 BUDGET = 1000
 """So many that nobody waits for what another has: what is measured is the coordinator, not the sharing."""
+MANY_POOLS, SMALL_BUDGET = 25, 64
+"""Of each process, and what they all share."""
 TARGET = 20_000
 WARM_UP = 0.3
 
@@ -23,21 +27,37 @@ def rate_of_one(uri: str, seconds: float) -> float:
     return _rate(uri, seconds, 1)
 
 
+def rate_of_many(uri: str, seconds: float) -> float:
+    """More pools than leases: each gives its lease back at once, and another one waits for it."""
+    return _rate(uri, seconds, MANY_POOLS, SMALL_BUDGET)
+
+
 def echoes(uri: str, seconds: float) -> float:
     """What ZeroMQ alone does: each process sends one message, has it back, and sends the next."""
+    with _echoing() as links:
+        return _saturate(links, seconds)
+
+
+def latency_of_echoes(uri: str, seconds: float) -> float:
+    with _echoing() as links:
+        _saturate(links, WARM_UP)
+        return _pace(links, TARGET / 2, seconds)
+
+
+@contextmanager
+def _echoing() -> Iterator[list[Member]]:
     with Leader() as leader:
         leader.start_module("fleet_echo", leader.path)
         router, itself = leader.accept()
         for _ in range(LINKS):
             leader.start_module("fleet_echo", leader.path, itself["endpoint"])
-        figure = _saturate(leader.members(LINKS), seconds)
+        yield leader.members(LINKS)
         router.say()  # it may end
-        return figure
 
 
-def _rate(uri: str, seconds: float, pools: int) -> float:
+def _rate(uri: str, seconds: float, pools: int, budget: int = BUDGET) -> float:
     with Leader() as leader:
-        _, links = _start(leader, uri, pools)
+        _, links = _start(leader, uri, pools, budget)
         return _saturate(links, seconds)
 
 
@@ -65,8 +85,8 @@ def latency_at_half(uri: str, seconds: float) -> float:
         return _pace(links, _saturate(links, seconds) / 2, seconds)
 
 
-def _start(leader: Leader, uri: str, pools: int) -> tuple[Coordinator, list[Member]]:
-    coordinator = Coordinator(leader, BUDGET)
+def _start(leader: Leader, uri: str, pools: int, budget: int = BUDGET) -> tuple[Coordinator, list[Member]]:
+    coordinator = Coordinator(leader, budget)
     for _ in range(LINKS):
         leader.start_module("fleet_thin", leader.path, coordinator.endpoint, str(pools), uri)
     return coordinator, leader.members(LINKS)
@@ -96,8 +116,10 @@ if __name__ == "__main__":
             ("ours", "fleet-grants"): rate,
             ("ours", "fleet-grants-one"): rate_of_one,
             ("echo", "fleet-grants-one"): echoes,
+            ("ours", "fleet-grants-many"): rate_of_many,
             ("ours", "fleet-grants-cpu"): rate_of_its_own,
             ("ours", "fleet-latency"): latency,
+            ("echo", "fleet-latency"): latency_of_echoes,
             ("ours", "fleet-latency-half"): latency_at_half,
         }
     )

@@ -150,7 +150,7 @@ class CoordinatorCore:
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
-        """What time brings about. To be called after each event as well."""
+        """What time brings about. To be called after each event as well, or after several that came at once."""
         self.fleet.tick()
         if self.ledger.has_orphans and self.orphans.due is None:
             self.orphans.more(self.now)
@@ -163,6 +163,7 @@ class CoordinatorCore:
         """First remember, then say: gives what has to be sent. What cannot be remembered waits with all that would be
         said after it."""
         fleet, ledger = self.fleet, self.ledger
+        ledger.decide()  # what `tick` has brought about
         if self._learning and ledger.granting:
             self._learning = False
             self._journal.learning(False)

@@ -134,6 +134,7 @@ class Fleet:
     def tick(self) -> None:
         """What time alone brings about."""
         now, ledger = self._now, self.ledger
+        ledger.decide()  # whether anybody waits is known when what is free has been granted
         if now - self._ticked > 2 * LISTENS:
             self._deaf_until = now + MARGIN
         self._ticked = now

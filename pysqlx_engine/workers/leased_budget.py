@@ -391,6 +391,7 @@ class LocalLink:
         else:
             ledger.look_again()
             ledger.relax()
+        ledger.decide()
         if ledger.under_pressure and not self._look_due:
             self._look_due = True
             background().call_later(LOOK_AGAIN, self._look_again)

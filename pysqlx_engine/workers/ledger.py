@@ -1,7 +1,7 @@
 """The lease ledger: who holds what of which budget. The one place where a lease is granted.
 
-A state machine without I/O, clock or thread. Every event is a method; what has to be sent and what has to be written
-down first collects in `outbox` and `records`, which the caller takes after each event.
+A state machine without I/O, clock or thread. Every event is a method, and `decide` draws the conclusions of one or of
+several; what has to be sent and what has to be written down first collects in `outbox` and `records`.
 
 The rules:
 
@@ -20,7 +20,6 @@ The rules:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -275,8 +274,8 @@ class Ledger:
         self._next_lease = first_lease
         self._arrivals = 0
         self._homes: dict[PoolKey, Budget] = {}
-        self._touched: dict[str, Budget] | None = None
-        """While several changes are one: the budgets that they concern."""
+        self._undecided: dict[str, Budget] = {}
+        """Budgets of which something has changed since the last `decide`."""
 
     # -- pools come and go ----------------------------------------------------------------------------------------
 
@@ -324,7 +323,7 @@ class Ledger:
         self.records.extend(elsewhere)  # last: what is written by half is charged twice, and not never
         self._send(pool, Attached(claim.pool, budget.size))
         self._say_exceeded(budget, pool)
-        self._balance(budget)
+        self._changed(budget)
 
     def _is_too_many(self, key: PoolKey, claim: PoolClaim) -> bool:
         """Names can be made up without end. Who holds leases already is counted all the same."""
@@ -385,30 +384,16 @@ class Ledger:
         """A process states all that it holds."""
         claims = list(claims)
         stated = {claim.pool for claim in claims}
-        with self._all_at_once():
-            for key in [key for key in self._homes if key[0] == member]:
-                if key[1] not in stated:
-                    self.detach(key)
-            for claim in claims:
-                self.attach(member, claim, local=local)
-            # It was taken for dead: what it does not claim it has given back.
-            for budget in list(self.budgets.values()):
-                back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
-                for lease in back:
-                    self.gone(budget.database, lease)
-
-    @contextlib.contextmanager
-    def _all_at_once(self) -> Iterator[None]:
-        """Several changes are one. In between nothing is granted: it could be to a pool that is about to be no more, or
-        about to claim what it held before, and then nobody would count it."""
-        touched = self._touched = {}
-        try:
-            yield
-        finally:
-            self._touched = None
-        for budget in touched.values():
-            self._balance(budget)
-            self._forget_if_unused(budget)
+        for key in [key for key in self._homes if key[0] == member]:
+            if key[1] not in stated:
+                self.detach(key)
+        for claim in claims:
+            self.attach(member, claim, local=local)
+        # It was taken for dead: what it does not claim it has given back.
+        for budget in self.budgets.values():
+            back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
+            for lease in back:
+                self.gone(budget.database, lease)
 
     def detach(self, key: PoolKey) -> None:
         """A pool is closed and has given everything back."""
@@ -418,8 +403,7 @@ class Ledger:
         pool = budget.remove(key)
         if pool is not None:
             self._record_returned(budget, key, pool.leases.values())
-        self._balance(budget)
-        self._forget_if_unused(budget)
+        self._changed(budget)
 
     def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease], *, local: bool = True) -> None:
         """What the journal of a former coordinator says of a process that may still live: charged, until it reports."""
@@ -443,20 +427,18 @@ class Ledger:
 
     def start_granting(self) -> None:
         self.granting = True
-        for budget in list(self.budgets.values()):
-            self._balance(budget)
-            self._forget_if_unused(budget)
+        for budget in self.budgets.values():
+            self._changed(budget)
 
     def dead(self, member: MemberId, *, local: bool) -> None:
         """A process died, or cannot be reached. Its leases stay charged until the server was seen to let go of
         each."""
-        with self._all_at_once():
-            for key in [key for key in self._homes if key[0] == member]:
-                budget = self._homes.pop(key)
-                pool = budget.remove(key)
-                for held in pool.leases.values() if pool is not None else ():
-                    budget.quarantine(Orphan(held, key, self.now, local))
-                self._balance(budget)
+        for key in [key for key in self._homes if key[0] == member]:
+            budget = self._homes.pop(key)
+            pool = budget.remove(key)
+            for held in pool.leases.values() if pool is not None else ():
+                budget.quarantine(Orphan(held, key, self.now, local))
+            self._changed(budget)
 
     def gone(self, database: str, lease: Lease) -> None:
         """The server has let go of a dead process's session."""
@@ -467,15 +449,7 @@ class Ledger:
         budget.let_go += 1
         budget.longest = max(budget.longest, self.now - orphan.since)
         self._record_returned(budget, orphan.key, [orphan.held])
-        self._balance(budget)
-        self._forget_if_unused(budget)
-
-    def _forget_if_unused(self, budget: Budget) -> None:
-        if self._touched is not None:
-            self._touched[budget.database] = budget
-        elif not budget.pools and not budget.quarantined and self.granting and budget.database in self.budgets:
-            del self.budgets[budget.database]
-            self.records.append(Record("forgotten", budget.database, ("", 0)))
+        self._changed(budget)
 
     def take(self, member: MemberId, message: FromPool, *, local: bool = True) -> None:
         """The event that `message` from a process stands for."""
@@ -508,7 +482,7 @@ class Ledger:
         pool.received = max(0, min(received, pool.granted))
         self._set_demand(budget, pool, _bounded(demand))
         pool.current = pool.ceiling is not None or demand.waiting > 0
-        self._balance(budget)
+        self._changed(budget)
 
     def _set_demand(self, budget: Budget, pool: Pool, demand: Demand) -> None:
         pool.demand = demand
@@ -529,7 +503,7 @@ class Ledger:
         self.records.append(Record("moved", budget.database, key, held))
         if held.state is LeaseState.CLOSING:
             pool.closing[held.lease] = self.now
-            self._balance(budget)
+            self._changed(budget)
 
     def returned(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """The server has let go of these connections, or they were never opened. Saying it twice changes nothing."""
@@ -541,7 +515,7 @@ class Ledger:
         if back and pool.demand.waiting:
             self._queue_up(pool)  # it had its turn; whoever has waited meanwhile comes first
         self._record_returned(budget, key, back)
-        self._balance(budget)
+        self._changed(budget)
 
     def _queue_up(self, pool: Pool) -> None:
         self._arrivals += 1
@@ -574,7 +548,7 @@ class Ledger:
             orphan.asked_at = self.now
         budget.helper, budget.lent = pool.key, False
         self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
-        self._balance(budget)  # it may have the reserve now, and hears of that after it has heard what for
+        self._changed(budget)  # it may have the reserve now, and hears of that after it has heard what for
 
     def ended(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """A pool that was asked has looked: of those it was asked about the server has none of `leases` any more, and
@@ -592,11 +566,23 @@ class Ledger:
 
     # -- the decision ---------------------------------------------------------------------------------------------
 
+    def _changed(self, budget: Budget) -> None:
+        self._undecided[budget.database] = budget
+
+    def decide(self) -> None:
+        """What follows from all that has happened since the last time: what is granted, who gets a ceiling, and which
+        budgets nobody uses any more. To be called after each event, or after several: however many reports come in at
+        once, the parts are worked out once. In between nothing is granted, which could be to a pool that is about to be
+        no more, or about to claim what it held before, and then nobody would count it."""
+        undecided, self._undecided = self._undecided, {}
+        for budget in undecided.values():
+            self._balance(budget)
+            if not budget.pools and not budget.quarantined and self.granting:
+                del self.budgets[budget.database]
+                self.records.append(Record("forgotten", budget.database, ("", 0)))
+
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
-        if self._touched is not None:
-            self._touched[budget.database] = budget
-            return
         if not self.granting or not (budget.wanting or budget.ceilings or budget.free < 0):
             return
         starving = [pool for pool in budget.wanting.values() if pool.demand.waiting]
@@ -671,7 +657,7 @@ class Ledger:
         seconds while there is pressure."""
         for budget in self.budgets.values():
             if budget.short:
-                self._balance(budget)
+                self._changed(budget)
 
     def relax(self) -> None:
         """Lift the ceilings where nobody waits any more. Called a moment after that, so that they do not flap."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 from collections.abc import Callable, Container
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pysqlx_engine.engine.sockets import Endpoints, Verdict
 from pysqlx_engine.pool.budget import Lease
+from pysqlx_engine.workers import journal as real_journal
 from pysqlx_engine.workers.coordinator_core import CoordinatorCore
 from pysqlx_engine.workers.journal import Journal
 from pysqlx_engine.workers.ledger import Ledger, Record
@@ -65,12 +68,16 @@ class SimHost:
         return found
 
 
+_write_all = real_journal._write_all
+
+
 class Coordinator:
     def __init__(self, world: World, journal: Path) -> None:
         self.world, self.journal = world, journal
         self.host = SimHost(world)
         self.core: CoordinatorCore | None = None
         self.stopped = False
+        self.disk_full_until = 0.0
         self._backlog: collections.deque[Callable[[], None]] = collections.deque()
         self._incarnation = 0
         self._tick_due: float | None = None
@@ -78,7 +85,8 @@ class Coordinator:
         self._orphans: set[Lease] = set()
         self.freed: set[Lease] = set()
         """Leases that nobody is charged with any more."""
-        journal.unlink(missing_ok=True)
+        journal.write_text('["learned",""]\n')  # nobody has joined before: there is nobody to wait for
+        real_journal._write_all = self._write
 
     @property
     def ledger(self) -> Ledger:
@@ -128,6 +136,13 @@ class Coordinator:
         if size > whole and self.world.chance.random() < 0.5:
             self.world.count("journal torn")
             os.truncate(self.journal, self.world.chance.randrange(whole, size))
+
+    def _write(self, file: FileIO, data: bytes) -> None:
+        """To the journal. A disk that is full takes a part of it."""
+        if self.world.now < self.disk_full_until:
+            _write_all(file, data[: self.world.chance.randrange(len(data))])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write_all(file, data)
 
     def stop(self, seconds: float) -> None:
         self.stopped = True

@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "a lease is charged until its connection is closed, not until it is being closed",
         "workers/ledger.py",
-        "            pool.closing[held.lease] = self.now\n            self._balance(budget)",
-        "            budget.release(pool, held.lease)\n            self._balance(budget)",
+        "            pool.closing[held.lease] = self.now\n            self._changed(budget)",
+        "            budget.release(pool, held.lease)\n            self._changed(budget)",
     ),
     Mutant(
         "a lease is for one connection",
@@ -121,8 +121,20 @@ MUTANTS = (
     Mutant(
         "the same packet is taken once by the coordinator",
         "workers/fleet.py",
-        "or packet.number <= member.taken:",
-        "or packet.number < 0:",
+        "or packet.number <= member.taken:\n"
+        "            self.dropped += 1  # late, or a copy\n"
+        "        elif packet.number > member.taken + 1:\n"
+        "            self.dropped += 1\n"
+        "            self._lost(name, member, packet.session)\n"
+        "        else:\n"
+        "            member.taken = packet.number\n",
+        "or packet.number < 0:\n"
+        "            self.dropped += 1\n"
+        "        elif packet.number > member.taken + 1:\n"
+        "            self.dropped += 1\n"
+        "            self._lost(name, member, packet.session)\n"
+        "        else:\n"
+        "            member.taken = max(member.taken, packet.number)\n",
         "copies",
     ),
     Mutant(

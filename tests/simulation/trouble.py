@@ -133,9 +133,21 @@ class Trouble:
             self._kill_coordinator()
             if world.chance.random() < world.weather.forgetful:
                 self._lose_journal()
+        elif world.chance.random() < 0.3:
+            self._fill_disk()
         elif coordinator.core is not None and not coordinator.stopped:
             world.count("coordinator stopped")
             coordinator.stop(world.chance.uniform(0.01, 3))
+
+    def _fill_disk(self) -> None:
+        """The journal cannot be written for a while. Somebody says hello meanwhile, perhaps more than once."""
+        world, chance = self.world, self.world.chance
+        world.count("disk full")
+        lasts = chance.uniform(0.05, 3)
+        world.coordinator.disk_full_until = world.now + lasts
+        process = chance.choice(list(world.processes.values()))
+        for _ in range(chance.randrange(3)):
+            world.at(world.now + chance.uniform(0, lasts), lambda: world.network.disconnect(process))
 
     def _kill_coordinator(self) -> None:
         if self.world.coordinator.core is not None:
@@ -151,6 +163,7 @@ class Trouble:
             return
         world.count("journal lost")
         world.coordinator.journal.unlink(missing_ok=True)
+        world.coordinator.disk_full_until = 0.0
         world.network.heal()
         for process in world.processes.values():
             process.go_on()

@@ -50,6 +50,7 @@ def packet(number: int, *messages: FromPool, session: int = 1, epoch: int = EPOC
 
 
 def said(fleet: Fleet, name: str = "a") -> list[FromCoordinator]:
+    fleet.ledger.decide()
     return [message for to, message in fleet.say() if to == name]
 
 
@@ -148,6 +149,7 @@ def test_a_refusal_is_not_said_as_often_as_it_is_asked_for() -> None:
 def test_what_is_claimed_anew_voids_what_could_not_be_said_yet() -> None:
     fleet = joined()
     fleet.packet("a", packet(1, WAITS))
+    fleet.ledger.decide()
     assert fleet.ledger.budgets[SHOP].charged == 1
     fleet.hello("a", hello(2), local=True)  # it had sent this before it could hear of the lease
     assert not [
@@ -160,9 +162,12 @@ def test_while_nothing_can_be_said_only_the_last_word_of_a_kind_is_kept() -> Non
     fleet = joined(size=2)
     fleet.hello("b", hello(pid=11), local=True)
     fleet.packet("a", packet(1, Report(1, 0, Demand(0, 0, 0, 2, 2))))
+    fleet.ledger.decide()
     for number in range(1, 1000):
         fleet.packet("b", packet(number, Report(1, 0, Demand(0, 0, 0, number % 2 + 1, number % 2 + 1))))
+        fleet.ledger.decide()
         fleet.packet("a", packet(number + 1, Report(1, 0, Demand(number % 3, 0, 0, 1, 1))))
+        fleet.ledger.decide()
         fleet.packet("d", packet(1))
         fleet.now += LOST_AGAIN
         fleet.wait_to_say()
@@ -295,6 +300,7 @@ def test_a_restarted_coordinator_waits_for_those_that_the_journal_names_and_no_l
     fleet.hello("old", hello(1, HeldLease(1)), local=True)
     fleet.tick()
     assert fleet.ledger.granting
+    fleet.ledger.decide()
     assert fleet.ledger.budgets[SHOP].charged == 2
     assert fleet.notices == []
 
@@ -338,6 +344,7 @@ def test_the_size_that_somebody_stated_who_is_gone_is_forgotten_at_the_next_star
     fleet = new_fleet()
     fleet.ledger.recover_size(SHOP, 3, "gone")
     fleet.learn([], unknown=False, remote=False)
+    fleet.ledger.decide()
     assert fleet.ledger.budgets == {}
     assert [record.kind for record in fleet.ledger.records] == ["forgotten"]
 
@@ -355,7 +362,9 @@ def test_a_death_while_it_learns_is_waited_for_no_more() -> None:
 def test_ceilings_stay_for_a_moment_after_the_last_waiter_was_served() -> None:
     fleet = joined(size=1)
     fleet.packet("a", packet(1, WAITS))
+    fleet.ledger.decide()
     fleet.packet("a", packet(2, Report(1, 1, Demand(1, 0, 1, 1, 1))))
+    fleet.ledger.decide()
     fleet.packet("a", packet(3, Report(1, 1, Demand(1, 0, 1, 0, 0))))
     assert fleet.ledger.budgets[SHOP].pressed
     fleet.tick()

@@ -195,7 +195,7 @@ def members(directory: Path) -> list[int]:
 async def start_of(uri: str, monkeypatch: pytest.MonkeyPatch, address: str, keys: str) -> PySQLXEnginePool:
     monkeypatch.setenv("PYSQLX_COORDINATOR", address)
     monkeypatch.setenv("PYSQLX_CURVE_KEYS", keys)
-    pool = PySQLXEnginePool(uri, min_size=1, conn_timeout=1.0)
+    pool = PySQLXEnginePool(uri, min_size=1, conn_timeout=3.0)
     await pool.start()
     return pool
 

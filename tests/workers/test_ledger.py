@@ -37,6 +37,7 @@ def claim(name: str, size: int | None = None, *, min_size: int = 0, leases: list
 
 def said(book: Ledger, member: str) -> list[FromCoordinator]:
     """What was said to `member` since the last look."""
+    book.decide()
     messages, book.outbox = [m for to, m in book.outbox if to == member], [m for m in book.outbox if m[0] != member]
     return messages
 
@@ -111,6 +112,7 @@ def test_idle_connections_are_asked_for_before_those_in_use() -> None:
     fill(book, "a", 2)
     fill(book, "b", 2)
     book.report(("c", 1), 0, busy(0, waiting=1))
+    book.decide()
     book.report(("a", 1), 2, Demand(in_use=0, idle=2, recent=0, waiting=0, want=0))
     book.report(("b", 1), 2, busy(2))
     assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)][-1] == 1
@@ -182,6 +184,7 @@ def test_a_warm_up_is_answered_at_once_and_gets_no_more_than_an_equal_part() -> 
     for _ in range(2):
         held = len(book.budgets[SHOP].pools["a", 1].leases)
         book.report(("a", 1), held, Demand(held, 0, held, 0, want=2))
+        book.decide()
     answers = [m for m in said(book, "a") if not isinstance(m, Attached)]
     assert [type(m) for m in answers] == [Granted, Denied]
     assert len(book.budgets[SHOP].pools["a", 1].leases) == 2
@@ -198,6 +201,17 @@ def test_what_a_dead_process_held_stays_charged_until_the_server_let_go() -> Non
     assert not [m for m in said(book, "b") if isinstance(m, Granted)]
     book.gone(SHOP, leases[0])
     assert [len(m.leases) for m in said(book, "b") if isinstance(m, Granted)] == [1]
+
+
+def test_what_comes_at_once_is_decided_together() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 2))
+    leases = fill(book, "a", 2)
+    book.report(("b", 1), 0, busy(0, waiting=1))
+    book.take("a", Returned(1, leases))
+    assert [type(m) for m in said(book, "b")] == [Attached, Granted]
+    assert not [m for m in said(book, "a") if isinstance(m, Ceiling)], "what came back is enough: nobody owes anything"
 
 
 def test_saying_it_twice_changes_nothing() -> None:
@@ -231,6 +245,7 @@ def test_a_budget_that_nobody_uses_any_more_is_forgotten(size: int) -> None:
     book = ledger()
     book.attach("a", claim("a", size))
     book.detach(("a", 1))
+    book.decide()
     assert book.budgets == {}
     book.attach("b", claim("b", size + 1))
     assert book.budgets[SHOP].size == size + 1
@@ -305,11 +320,13 @@ def test_one_lease_is_kept_in_reserve_where_a_host_can_be_lost_until_one_is() ->
     book = ledger()
     book.attach("near", claim("near", 3))
     book.attach("far", claim("far", 3), local=False)
-    book.report(("near", 1), 0, busy(0, waiting=9))
+    fill(book, "near", 2)
     book.report(("near", 1), 2, busy(2, waiting=9))
+    book.decide()
     budget = book.budgets[SHOP]
     assert (budget.reserve, budget.charged, budget.free) == (1, 2, 0)
     book.dead("far", local=False)
+    book.decide()
     assert (budget.reserve, budget.charged) == (0, 3)  # it had nothing: no host is left that could be lost
 
 
@@ -317,6 +334,7 @@ def test_a_budget_of_one_has_no_reserve() -> None:
     book = ledger()
     book.attach("far", claim("far", 1), local=False)
     book.report(("far", 1), 0, busy(0, waiting=1))
+    book.decide()
     assert book.budgets[SHOP].charged == 1
 
 
@@ -409,6 +427,7 @@ def test_demands_and_sizes_are_cut_to_what_can_be(number: int) -> None:
     book = ledger()
     book.attach("a", PoolClaim(1, "a", SHOP, number, 2**64 - 1, True))
     book.report(("a", 1), number, Demand(number, number, number, number, number))
+    book.decide()
     budget = book.budgets[SHOP]
     assert budget.size == MOST_CONNECTIONS
     assert budget.charged == (MOST_WANTED if number > 0 else 0)
@@ -495,6 +514,7 @@ def test_a_silent_member_stays_charged_and_the_rest_is_shared() -> None:
     assert [len(m.leases) for m in said(book, "a") if isinstance(m, Granted)] == [2]
     assert not [m for m in said(book, "silent") if isinstance(m, Ceiling)]
     book.rejoined("silent", [claim("silent", leases=held(2))], local=True)
+    book.decide()
     assert book.silent_members() == set()
     assert book.budgets[SHOP].charged == 4
 
@@ -508,8 +528,10 @@ def test_nothing_is_granted_while_it_is_not_known_who_holds_what() -> None:
     book.relax()
     book.attach("b", claim("b", 3))
     book.dead("b", local=True)
+    book.decide()
     assert book.budgets[SHOP].charged == 0
     book.start_granting()
+    book.decide()
     assert book.budgets[SHOP].charged == 2
 
 

@@ -64,9 +64,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # -- what is said, and what comes of it ---------------------------------------------------------------------------
 
-    def settle(self) -> set[PoolKey]:
-        """Write the journal, deliver what is said. Gives the pools that were refused."""
+    def settle(self, *, decide: bool = True) -> set[PoolKey]:
+        """Write the journal, deliver what is said. Gives the pools that were refused. Not to `decide` is as if more
+        came at once."""
         ledger, refused = self.ledger, set()
+        if decide:
+            ledger.decide()
         written = {record.held.lease for record in ledger.records if record.held and record.kind == "granted"}
         for record in ledger.records:
             line = _Line(record.kind, *record.key, record.database, record.held, size=record.size, leases=record.leases)
@@ -172,12 +175,22 @@ class LedgerMachine(RuleBasedStateMachine):
     # -- what a pool says ---------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.heard())
-    @rule(number=some, in_use=few, idle=few, waiting=few, want=st.integers(0, 2), on_its_way=st.integers(0, 1))
-    def report(self, number: int, in_use: int, idle: int, waiting: int, want: int, on_its_way: int) -> None:
+    @rule(
+        number=some,
+        in_use=few,
+        idle=few,
+        waiting=few,
+        want=st.integers(0, 2),
+        on_its_way=st.integers(0, 1),
+        alone=st.booleans(),
+    )
+    def report(
+        self, number: int, in_use: int, idle: int, waiting: int, want: int, on_its_way: int, alone: bool
+    ) -> None:
         key, pool = self.pick(number)
         received = max(0, pool.received - on_its_way)
         self.ledger.report(key, received, Demand(in_use, idle, in_use, waiting, want))
-        self.settle()
+        self.settle(decide=alone)
 
     @precondition(lambda self: self.heard())
     @rule(number=some)
@@ -187,8 +200,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.heard())
-    @rule(number=some, which=some, state=st.sampled_from([*STATES, LeaseState.QUARANTINED]))
-    def moves(self, number: int, which: int, state: LeaseState) -> None:
+    @rule(number=some, which=some, state=st.sampled_from([*STATES, LeaseState.QUARANTINED]), alone=st.booleans())
+    def moves(self, number: int, which: int, state: LeaseState, alone: bool) -> None:
         key, pool = self.pick(number)
         if not pool.leases:
             return
@@ -197,18 +210,18 @@ class LedgerMachine(RuleBasedStateMachine):
         if pool.leases[lease].state < state is not LeaseState.QUARANTINED:
             pool.leases[lease] = held
         self.ledger.moved(key, held)
-        self.settle()
+        self.settle(decide=alone)
 
     @precondition(lambda self: self.heard())
-    @rule(number=some, which=some, again=st.booleans())
-    def gives_back(self, number: int, which: int, again: bool) -> None:
+    @rule(number=some, which=some, again=st.booleans(), alone=st.booleans())
+    def gives_back(self, number: int, which: int, again: bool, alone: bool) -> None:
         key, pool = self.pick(number)
         back = [lease for at, lease in enumerate(pool.leases) if which >> at % 16 & 1]
         for lease in back:
             del pool.leases[lease]
         for _ in range(1 + again):
             self.ledger.returned(key, back)
-        self.settle()
+        self.settle(decide=alone)
 
     @precondition(lambda self: self.heard())
     @rule(number=some, lease=st.integers(0, 60))
@@ -262,6 +275,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def relax(self) -> None:
+        self.settle()  # as the fleet does: whether anybody waits is known when what is free has been granted
         self.ledger.relax()
         self.settle()
         assert not self.ledger.relaxable
