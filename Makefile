@@ -22,7 +22,7 @@ install: $(STAMP) ## create .venv and install the package with its development t
 demo: $(STAMP) ## 1,000 requests in four worker processes on SQLite, one budget of connections
 	$(BIN)/python examples/demo.py
 
-test: lint types layers ## lint, types, layering and every test, two files at a time (11 min)
+test: lint types layers ## lint, types, layering and every test, two files at a time (8 to 11 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)

@@ -17,7 +17,7 @@ KINDS = {
     "connect", "session ends", "open failed", "slow close", "connection broken", "found dead", "session lives on",
     "sessions ended by the server", "server refuses",
     # processes and the coordinator
-    "process starts", "process killed", "process stopped", "coordinator killed", "coordinator stopped",
+    "process starts", "process killed", "process stopped", "coordinator killed", "coordinator stopped", "disk full",
     "crash between journal and network", "end asked", "end told", "disowned", "open postponed", "ambush",
     "pool starts", "pool closes", "journal lost", "journal torn",
     # the network
