@@ -187,7 +187,12 @@ class PoolCore:
     @property
     def held(self) -> int:
         """Leases this pool holds."""
-        return len(self.spare) + len(self.opening) + self.size + self.returning
+        return self.kept + self.returning
+
+    @property
+    def kept(self) -> int:
+        """Those of them that are not on their way back."""
+        return len(self.spare) + len(self.opening) + len(self.idle) + len(self.in_use) + len(self.testing)
 
     @property
     def returning(self) -> int:
@@ -354,12 +359,12 @@ class PoolCore:
                 return None
             waiter = self._hand_over(conn)
             return waiter if self.waiters or not self._told.want else self._plan(Effects(wake=[waiter]))
-        over = self._holds_too_many()
-        keep = reusable and not over
+        keep = reusable and not self._holds_too_many()
         if keep and self.waiters and not conn.retire and self.state is _OPEN and not self.spare:
             waiter = self._hand_over(conn)
             # Under a ceiling, too, a plan would come to the same end where it is known already how many wait.
-            many = len(self.waiters) >= MAX_OPENING and len(self.in_use) + len(self.waiters) >= self._enough
+            waiting = len(self.waiters)
+            many = waiting >= MAX_OPENING and len(self.in_use) + waiting >= self._enough
             return waiter if many and self._told_all else self._plan(Effects(wake=[waiter]))
         self.in_use.remove(conn)
         return self._keep_or_close(conn, keep=keep)
@@ -384,7 +389,7 @@ class PoolCore:
         return min(ceiling, self.budget_size) if self.shrinking else ceiling
 
     def _holds_too_many(self) -> bool:
-        return self.held - self.returning > self._allowed
+        return self.kept > self._allowed
 
     def _keep_or_close(self, conn: ConnInfo, *, keep: bool) -> Effects:
         if keep and not conn.retire and self.state is _OPEN:
@@ -600,7 +605,7 @@ class PoolCore:
         keep = min(len(self.spare), len(self.waiters)) if self.backing_off and not self.suspended else 0
         for limit in (self._allowed, self.server_limit):
             if limit is not None:
-                keep = max(0, min(keep, limit - (self.held - self.returning - len(self.spare))))
+                keep = max(0, min(keep, limit - (self.kept - len(self.spare))))
         if self.shrinking:  # what is being closed counts as well, until it is
             keep = max(0, min(keep, self.budget_size - (self.held - len(self.spare))))
         effects.give_back.extend(self.spare[keep:])
@@ -620,7 +625,7 @@ class PoolCore:
         return self._now - conn.last_used > self.check_after
 
     def _short(self) -> bool:
-        if self.held - self.returning > self._allowed:
+        if self._holds_too_many():
             return False
         if self.server_limit is not None and self.size + len(self.opening) >= self.server_limit:
             return False

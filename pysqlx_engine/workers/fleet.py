@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .ledger import LOOK_AGAIN, Ledger, MemberId
+from .ledger import Ledger, MemberId
 from .membership import MARGIN
 from .messages import (
     Ask,
@@ -96,7 +96,6 @@ class Fleet:
     _waits: bool = False
     """Whether, while we learn, anybody may be there whom we do not know of."""
     _relax_due: float | None = None
-    _look_due: float | None = None
     _learning_due: float | None = None
     _term_due: float | None = None
     """Before that no member's term ends: signs of life only move it further."""
@@ -124,7 +123,7 @@ class Fleet:
 
     def due(self) -> float | None:
         """When `tick` has something to do; call it after each event as well."""
-        times = [self._relax_due, self._look_due]
+        times = [self._relax_due, self.ledger.look_at]
         times += [self.members[name].lost_at + LOST_AGAIN for name in self._missing]
         ends = [time for time in (self._learning_due, self._term_due) if time is not None]
         if ends:
@@ -149,13 +148,7 @@ class Fleet:
             self._end_terms()
         for name, session in list(self._missing.items()):
             self._lost(name, self.members[name], session)
-        if not ledger.under_pressure:
-            self._look_due = None
-        elif self._look_due is None:
-            self._look_due = now + LOOK_AGAIN
-        elif now >= self._look_due:
-            self._look_due = now + LOOK_AGAIN
-            ledger.look_again()
+        ledger.look_again()
         if not ledger.relaxable:
             self._relax_due = None
         elif self._relax_due is None:

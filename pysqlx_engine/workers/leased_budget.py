@@ -19,7 +19,7 @@ from ..engine.session import ServerSession
 from ..errors import PoolRefusedError, PoolTimeoutError
 from ..pool.background import background
 from ..pool.budget import RECENT, BudgetClient, Lease, OrphanedSession, PoolRequest
-from .ledger import LOOK_AGAIN, Ledger
+from .ledger import Ledger
 from .messages import (
     LONGEST_NAME,
     MOST_CONNECTIONS,
@@ -45,6 +45,8 @@ from .messages import (
 
 logger = logging.getLogger("pysqlx_engine")
 
+LOOK_AGAIN = 0.02
+"""Seconds between two looks of a process on its own at what time alone changes, while somebody waits."""
 SOON = 0.01
 """Seconds that a report may wait which says only that less is needed."""
 

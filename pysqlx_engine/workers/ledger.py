@@ -54,8 +54,6 @@ DEFAULT_SIZE = 10
 PATIENCE = 0.05
 """Seconds that a pool may take to come down to its ceiling before others are asked instead: it may be in the midst of
 long queries, or stopped. Also what a server may take to close a connection before others are asked for theirs."""
-LOOK_AGAIN = 0.02
-"""Seconds between two calls of `look_again` while somebody waits."""
 MOST_WANTED = 100
 """Leases that one pool is granted at a time: it asks for what it can open at once, which is less."""
 MOST_BUDGETS = 1_000
@@ -167,6 +165,8 @@ class Budget:
     """Whether the reserve was lent to it for that, once each time that it is asked."""
     exceeded: bool = False
     """Whether more was claimed than there is, and that was said."""
+    look_at: float | None = None
+    """When the patience with somebody ends, and the parts have to be worked out anew although nothing has happened."""
 
     @property
     def charged(self) -> int:
@@ -583,6 +583,7 @@ class Ledger:
 
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
+        budget.look_at = None
         if not self.granting or not (budget.wanting or budget.ceilings or budget.free < 0):
             return
         starving = [pool for pool in budget.wanting.values() if pool.demand.waiting]
@@ -598,6 +599,7 @@ class Ledger:
             if helper is not None and helper.lacks and not budget.lent and budget.charged < budget.size:
                 budget.lent = True
                 self._grant(budget, [helper], lambda pool: targets[pool.key], 1)
+            budget.look_at = self._patience_ends(budget)
         self._warm_up(budget)
 
     def _helper(self, budget: Budget) -> Pool | None:
@@ -610,9 +612,9 @@ class Ledger:
         size = budget.usable - len(budget.quarantined)
         size -= sum(len(pool.leases) for pool in budget.pools.values() if pool.silent)
         # What is being closed comes back in a moment; where it does not, it cannot be shared now.
-        size -= sum(self.now - since > PATIENCE for pool in reported for since in pool.closing.values())
+        size -= sum(self._took_long(since) for pool in reported for since in pool.closing.values())
         targets = allocate(size, claims)
-        slow = {pool.key for pool in reported if pool.owes_since is not None and self.now - pool.owes_since > PATIENCE}
+        slow = {pool.key for pool in reported if pool.owes_since is not None and self._took_long(pool.owes_since)}
         if slow:
             # They owe what they hold above their part, and do not give it back: the others share what is left.
             left = size - sum(claim.held for claim in claims if claim.key in slow)
@@ -620,6 +622,15 @@ class Ledger:
         if helper is not None:  # until it has done that, or another one is asked, it keeps what it has for it
             targets[helper.key] = max(targets[helper.key], helper.held + (not budget.lent))
         return targets
+
+    def _took_long(self, since: float) -> bool:
+        return self.now >= since + PATIENCE
+
+    def _patience_ends(self, budget: Budget) -> float | None:
+        pools = budget.pools.values()
+        waited_for = [pool.owes_since for pool in pools if pool.owes_since is not None]
+        waited_for += [since for pool in pools for since in pool.closing.values()]
+        return min((since + PATIENCE for since in waited_for if not self._took_long(since)), default=None)
 
     def _grant(self, budget: Budget, pools: list[Pool], most: Callable[[Pool], int], count: int) -> None:
         """At most `count`, one by one to whoever holds least, the longest waiting first among equals."""
@@ -653,11 +664,15 @@ class Ledger:
                 self._send(pool, Ceiling(key[1], target, budget.charged))
 
     def look_again(self) -> None:
-        """What time alone changes: whoever does not come down to its ceiling is passed over. Called every `LOOK_AGAIN`
-        seconds while there is pressure."""
+        """What time alone changes: whoever does not come down to its ceiling is passed over. To be called at
+        `look_at`."""
         for budget in self.budgets.values():
-            if budget.short:
+            if budget.look_at is not None and self.now >= budget.look_at:
                 self._changed(budget)
+
+    @property
+    def look_at(self) -> float | None:
+        return min((budget.look_at for budget in self.budgets.values() if budget.look_at is not None), default=None)
 
     def relax(self) -> None:
         """Lift the ceilings where nobody waits any more. Called a moment after that, so that they do not flap."""

@@ -201,7 +201,7 @@ MUTANTS = (
     Mutant(
         "who does not yield is passed over",
         "workers/ledger.py",
-        "if pool.owes_since is not None and self.now - pool.owes_since > PATIENCE}",
+        "if pool.owes_since is not None and self._took_long(pool.owes_since)}",
         "if False}",
     ),
     # 5: the coordinator's outage

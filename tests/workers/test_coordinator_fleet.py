@@ -371,4 +371,4 @@ def test_ceilings_stay_for_a_moment_after_the_last_waiter_was_served() -> None:
     fleet.now += RELAX
     fleet.tick()
     assert not fleet.ledger.budgets[SHOP].pressed
-    assert fleet.due() is None or fleet.due() == fleet._look_due
+    assert fleet.due() is None

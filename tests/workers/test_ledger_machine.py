@@ -358,7 +358,7 @@ class LedgerMachine(RuleBasedStateMachine):
             slow = {
                 key
                 for key in targets
-                if (since := budget.pools[key].owes_since) is not None and self.ledger.now - since > PATIENCE
+                if (since := budget.pools[key].owes_since) is not None and self.ledger.now >= since + PATIENCE
             }
             # Who ends the sessions of a lost host has what it takes for that besides its part.
             rest = [budget.pools[key] for key in targets if key not in slow and budget.pools[key] is not helper]
