@@ -122,8 +122,10 @@ class Fleet:
         self._now = self.ledger.now = now
 
     def due(self) -> float | None:
-        """When `tick` has something to do; call it after each event as well."""
+        """When `tick` has something to do; call it after each event as well. To be asked when all has been decided."""
         times = [self._relax_due, self.ledger.look_at]
+        if self._relax_due is None and self.ledger.relaxable:
+            times.append(self._now)
         times += [self.members[name].lost_at + LOST_AGAIN for name in self._missing]
         ends = [time for time in (self._learning_due, self._term_due) if time is not None]
         if ends:
@@ -131,7 +133,7 @@ class Fleet:
         return min((time for time in times if time is not None), default=None)
 
     def tick(self) -> None:
-        """What time alone brings about."""
+        """What events have led to, and what time alone brings about."""
         now, ledger = self._now, self.ledger
         ledger.decide()  # whether anybody waits is known when what is free has been granted
         if now - self._ticked > 2 * LISTENS:

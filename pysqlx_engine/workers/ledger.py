@@ -85,7 +85,8 @@ class Pool:
     """Leases granted since it was attached, and how many of them it had received when it told its demand."""
     ceiling: int | None = None
     current: bool = False
-    """Whether `demand` is up to date: it is while the pool has a ceiling, or lacks something."""
+    """Whether `demand` is up to date: it is while the pool has a ceiling, or lacks something, and in the moment in
+    which it was told."""
     since: int = 0
     """When it began to wait, or had its turn last, as a running number."""
     owes_since: float | None = None
@@ -276,6 +277,8 @@ class Ledger:
         self._homes: dict[PoolKey, Budget] = {}
         self._undecided: dict[str, Budget] = {}
         """Budgets of which something has changed since the last `decide`."""
+        self._reported: list[Pool] = []
+        """Pools that have told their demand since then."""
 
     # -- pools come and go ----------------------------------------------------------------------------------------
 
@@ -323,10 +326,13 @@ class Ledger:
         self.records.extend(elsewhere)  # last: what is written by half is charged twice, and not never
         self._send(pool, Attached(claim.pool, budget.size))
         self._say_exceeded(budget, pool)
-        self._changed(budget)
+        self._touch(budget)
 
     def _is_too_many(self, key: PoolKey, claim: PoolClaim) -> bool:
         """Names can be made up without end. Who holds leases already is counted all the same."""
+        if claim.database not in self.budgets and len(self.budgets) >= MOST_BUDGETS:
+            for budget in list(self._undecided.values()):
+                self._forget_if_unused(budget)
         if claim.database not in self.budgets and len(self.budgets) >= MOST_BUDGETS:
             reason = f"the coordinator has budgets for {MOST_BUDGETS} databases, and takes no more"
         elif len(self._homes) >= MOST_POOLS and key not in self._homes and self._pools_of(key[0]) >= MOST_POOLS:
@@ -403,7 +409,7 @@ class Ledger:
         pool = budget.remove(key)
         if pool is not None:
             self._record_returned(budget, key, pool.leases.values())
-        self._changed(budget)
+        self._touch(budget)
 
     def recover(self, database: str, key: PoolKey, name: str, held: Iterable[HeldLease], *, local: bool = True) -> None:
         """What the journal of a former coordinator says of a process that may still live: charged, until it reports."""
@@ -420,7 +426,8 @@ class Ledger:
 
     def _budget(self, database: str) -> Budget:
         budget = self.budgets.get(database)
-        if budget is None:
+        # One whose last pool has just left is no more, though that was not decided yet; one that was recovered is.
+        if budget is None or (database in self._undecided and self._forget_if_unused(budget)):
             size, stated_by = (self.operator_size, "operator") if self.operator_size else (DEFAULT_SIZE, None)
             budget = self.budgets[database] = Budget(database, size, stated_by)
         return budget
@@ -428,7 +435,7 @@ class Ledger:
     def start_granting(self) -> None:
         self.granting = True
         for budget in self.budgets.values():
-            self._changed(budget)
+            self._touch(budget)
 
     def dead(self, member: MemberId, *, local: bool) -> None:
         """A process died, or cannot be reached. Its leases stay charged until the server was seen to let go of
@@ -438,7 +445,7 @@ class Ledger:
             pool = budget.remove(key)
             for held in pool.leases.values() if pool is not None else ():
                 budget.quarantine(Orphan(held, key, self.now, local))
-            self._changed(budget)
+            self._touch(budget)
 
     def gone(self, database: str, lease: Lease) -> None:
         """The server has let go of a dead process's session."""
@@ -449,7 +456,7 @@ class Ledger:
         budget.let_go += 1
         budget.longest = max(budget.longest, self.now - orphan.since)
         self._record_returned(budget, orphan.key, [orphan.held])
-        self._changed(budget)
+        self._touch(budget)
 
     def take(self, member: MemberId, message: FromPool, *, local: bool = True) -> None:
         """The event that `message` from a process stands for."""
@@ -481,8 +488,9 @@ class Ledger:
             self._queue_up(pool)
         pool.received = max(0, min(received, pool.granted))
         self._set_demand(budget, pool, _bounded(demand))
-        pool.current = pool.ceiling is not None or demand.waiting > 0
-        self._changed(budget)
+        pool.current = True
+        self._reported.append(pool)
+        self._touch(budget)
 
     def _set_demand(self, budget: Budget, pool: Pool, demand: Demand) -> None:
         pool.demand = demand
@@ -503,7 +511,8 @@ class Ledger:
         self.records.append(Record("moved", budget.database, key, held))
         if held.state is LeaseState.CLOSING:
             pool.closing[held.lease] = self.now
-            self._changed(budget)
+            _settle(pool)
+            self._touch(budget)
 
     def returned(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """The server has let go of these connections, or they were never opened. Saying it twice changes nothing."""
@@ -514,8 +523,9 @@ class Ledger:
         back = [held for held in (budget.release(pool, lease) for lease in leases) if held is not None]
         if back and pool.demand.waiting:
             self._queue_up(pool)  # it had its turn; whoever has waited meanwhile comes first
+        _settle(pool)
         self._record_returned(budget, key, back)
-        self._changed(budget)
+        self._touch(budget)
 
     def _queue_up(self, pool: Pool) -> None:
         self._arrivals += 1
@@ -548,7 +558,7 @@ class Ledger:
             orphan.asked_at = self.now
         budget.helper, budget.lent = pool.key, False
         self._send(pool, End(pool.key[1], [orphan.held for orphan in orphans]))
-        self._changed(budget)  # it may have the reserve now, and hears of that after it has heard what for
+        self._touch(budget)  # it may have the reserve now, and hears of that after it has heard what for
 
     def ended(self, key: PoolKey, leases: Iterable[Lease]) -> None:
         """A pool that was asked has looked: of those it was asked about the server has none of `leases` any more, and
@@ -566,7 +576,7 @@ class Ledger:
 
     # -- the decision ---------------------------------------------------------------------------------------------
 
-    def _changed(self, budget: Budget) -> None:
+    def _touch(self, budget: Budget) -> None:
         self._undecided[budget.database] = budget
 
     def decide(self) -> None:
@@ -577,9 +587,18 @@ class Ledger:
         undecided, self._undecided = self._undecided, {}
         for budget in undecided.values():
             self._balance(budget)
-            if not budget.pools and not budget.quarantined and self.granting:
-                del self.budgets[budget.database]
-                self.records.append(Record("forgotten", budget.database, ("", 0)))
+            self._forget_if_unused(budget)
+        reported, self._reported = self._reported, []
+        for pool in reported:
+            pool.current = pool.ceiling is not None or pool.demand.waiting > 0
+
+    def _forget_if_unused(self, budget: Budget) -> bool:
+        if budget.pools or budget.quarantined or not self.granting:
+            return False
+        del self.budgets[budget.database]
+        self._undecided.pop(budget.database, None)
+        self.records.append(Record("forgotten", budget.database, ("", 0)))
+        return True
 
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""
@@ -664,11 +683,11 @@ class Ledger:
                 self._send(pool, Ceiling(key[1], target, budget.charged))
 
     def look_again(self) -> None:
-        """What time alone changes: whoever does not come down to its ceiling is passed over. To be called at
-        `look_at`."""
+        """What time alone changes: at `look_at` whoever does not come down to its ceiling is passed over, by the next
+        `decide`."""
         for budget in self.budgets.values():
             if budget.look_at is not None and self.now >= budget.look_at:
-                self._changed(budget)
+                self._touch(budget)
 
     @property
     def look_at(self) -> float | None:
@@ -735,6 +754,12 @@ class Ledger:
     @property
     def under_pressure(self) -> bool:
         return any(budget.pressed or budget.short for budget in self.budgets.values())
+
+
+def _settle(pool: Pool) -> None:
+    """It may owe nothing any more: then what it will owe next is no old debt."""
+    if pool.ceiling is not None and pool.held <= pool.ceiling:
+        pool.owes_since = None
 
 
 def _as_many_as_wanted(pool: Pool) -> int:

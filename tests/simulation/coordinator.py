@@ -140,6 +140,7 @@ class Coordinator:
     def _write(self, file: FileIO, data: bytes) -> None:
         """To the journal. A disk that is full takes a part of it."""
         if self.world.now < self.disk_full_until:
+            self.world.count("disk full")
             _write_all(file, data[: self.world.chance.randrange(len(data))])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write_all(file, data)

@@ -142,7 +142,6 @@ class Trouble:
     def _fill_disk(self) -> None:
         """The journal cannot be written for a while. Somebody says hello meanwhile, perhaps more than once."""
         world, chance = self.world, self.world.chance
-        world.count("disk full")
         lasts = chance.uniform(0.05, 3)
         world.coordinator.disk_full_until = world.now + lasts
         process = chance.choice(list(world.processes.values()))

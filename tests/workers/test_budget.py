@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from pysqlx_engine import PySQLXEngineSync
-from pysqlx_engine.workers.orphans import LOOK_PATIENCE
 from tests.servers import Database, PostgresServer
 
 from .runs import started, wait_gone
@@ -196,8 +195,9 @@ def test_a_killed_workers_leases_on_a_server_that_does_not_notice_wait_until_it_
         until(lambda: not orphans & sessions().keys())
         took = until(lambda: len(sessions()) == BUDGET)
         print(f"MariaDB: leases in use elsewhere {took * 1000:.0f} ms after the server let go of the last session")
-        # A connection of the other worker has to look whether it has rolled back; all are in the midst of 2 s.
-        assert took < LOOK_PATIENCE, "nobody has looked"
+        # A connection of the other worker has to look whether it has rolled back, and all are in the midst of 2 s.
+        # After LOOK_PATIENCE, 5 s, it would be nobody's look.
+        assert took < 3.5
         enough(tmp_path)
         assert run.wait() == 1, "a worker died, and was not to be started again"
     assert samples.most == BUDGET, samples

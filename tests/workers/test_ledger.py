@@ -214,6 +214,51 @@ def test_what_comes_at_once_is_decided_together() -> None:
     assert not [m for m in said(book, "a") if isinstance(m, Ceiling)], "what came back is enough: nobody owes anything"
 
 
+def test_of_several_that_report_at_once_who_is_idle_yields() -> None:
+    book = ledger()
+    for name in "abc":
+        book.attach(name, claim(name, 4))
+    fill(book, "a", 2)
+    fill(book, "b", 2)
+    book.report(("c", 1), 0, busy(0, waiting=1))
+    book.report(("a", 1), 2, Demand(in_use=0, idle=2, recent=0, waiting=0, want=0))
+    book.report(("b", 1), 2, busy(2))
+    assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)] == [1]
+    assert [m.ceiling for m in said(book, "b") if isinstance(m, Ceiling)] == [2]
+
+
+def test_who_has_come_down_to_its_ceiling_owes_nothing_from_before() -> None:
+    book = ledger()
+    for name in "acd":
+        book.attach(name, claim(name, 6))
+    leases = fill(book, "a", 6)
+    book.now = 1.0
+    book.report(("c", 1), 0, busy(0, waiting=2))
+    assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)] == [4]
+    book.now += 4 * PATIENCE
+    book.take("a", Returned(1, leases[:2]))
+    book.report(("d", 1), 0, busy(0, waiting=3))
+    for name in "cd":
+        assert [m.ceiling for m in said(book, name) if isinstance(m, Ceiling)][-1] == 2
+    assert book.budgets[SHOP].look_at == book.now + PATIENCE
+
+
+@pytest.mark.parametrize("how", ["closed", "dead"])
+def test_a_budget_that_nobody_uses_any_more_is_no_more_for_who_comes_in_the_same_moment(how: str) -> None:
+    book = ledger()
+    book.attach("a", claim("a", 3))
+    said(book, "a")
+    if how == "closed":
+        book.detach(("a", 1))
+    else:
+        book.dead("a", local=True)
+    book.attach("b", claim("b"))
+    assert said(book, "b") == [Attached(1, 10)]
+    assert [record.kind for record in book.records][-2:] == ["forgotten", "attached"]
+    book.attach("c", claim("c", 8))
+    assert said(book, "c") == [Attached(1, 8)]
+
+
 def test_saying_it_twice_changes_nothing() -> None:
     book = ledger()
     book.attach("a", claim("a", 2))
@@ -414,6 +459,10 @@ def test_there_are_only_so_many_budgets_and_pools_of_one_process() -> None:
     assert "budgets for 1000 databases" in refused.reason
     book.attach("member 1", PoolClaim(9999, "a", "one more", 0, 3, True, held(1)))
     assert book.budgets["one more"].charged == 1  # who holds something is counted
+    for number in (1, 3):  # there is one too many
+        book.detach(("member 1", number))
+    book.attach("member 1", PoolClaim(8888, "a", "in its place", 0, 3, True))
+    assert "in its place" in book.budgets
     many = ledger()
     for number in range(MOST_POOLS + 1):
         many.attach("a", PoolClaim(number, "a", SHOP, 0, 3, True))

@@ -54,6 +54,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.epoch = 0
         self.operator_size: int | None = None
         self.ledger = Ledger(None, 0)
+        self.undecided = False
+        """Whether something has happened since it decided last."""
 
     @initialize(size=st.sampled_from([None, None, 1, 3, 6]))
     def begin(self, size: int | None) -> None:
@@ -68,6 +70,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Write the journal, deliver what is said. Gives the pools that were refused. Not to `decide` is as if more
         came at once."""
         ledger, refused = self.ledger, set()
+        self.undecided = not decide
         if decide:
             ledger.decide()
         written = {record.held.lease for record in ledger.records if record.held and record.kind == "granted"}
@@ -122,26 +125,27 @@ class LedgerMachine(RuleBasedStateMachine):
         number=st.integers(1, 2),
         database=st.sampled_from(DATABASES[:1] * 3 + DATABASES),
         size=st.sampled_from([None, 1, 4, 4, 4]),
+        alone=st.booleans(),
     )
-    def attach(self, who: int, number: int, database: str, size: int | None) -> None:
+    def attach(self, who: int, number: int, database: str, size: int | None, alone: bool = True) -> None:
         name, process = self.somebody(who)
         if number in process.pools or process.lost or (process.pools and not process.joined):
             return
         process.joined = True
         process.pools[number] = Pool(database, size)
         self.ledger.attach(name, self.claim((name, number), []), local=process.local)
-        self.forget(self.settle())
+        self.forget(self.settle(decide=alone))
 
     @precondition(lambda self: self.heard())
-    @rule(number=some)
-    def detach(self, number: int) -> None:
+    @rule(number=some, alone=st.booleans())
+    def detach(self, number: int, alone: bool) -> None:
         key, _ = self.pick(number)
         self.forget({key})
         self.ledger.detach(key)
-        self.settle()
+        self.settle(decide=alone)
 
-    @rule(who=some, keep=some)
-    def says_hello(self, who: int, keep: int) -> None:
+    @rule(who=some, keep=some, alone=st.booleans())
+    def says_hello(self, who: int, keep: int, alone: bool) -> None:
         """It states what it holds: what it had given back meanwhile is missing."""
         name, process = self.somebody(who)
         claims = []
@@ -154,10 +158,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 del of_one[lease]
         process.joined, process.lost = True, False
         self.ledger.rejoined(name, claims, local=process.local)
-        self.forget(self.settle())
+        self.forget(self.settle(decide=alone))
 
-    @rule(who=some)
-    def is_dead(self, who: int) -> None:
+    @rule(who=some, alone=st.booleans())
+    def is_dead(self, who: int, alone: bool) -> None:
         name, process = self.somebody(who)
         known = self.ledger._homes
         for number, pool in process.pools.items():
@@ -170,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             process.lost = True  # it may come back, with all that it thinks it has
         self.ledger.dead(name, local=process.local)
-        self.settle()
+        self.settle(decide=alone)
 
     # -- what a pool says ---------------------------------------------------------------------------------------------
 
@@ -369,7 +373,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_budget_is_left_that_nobody_uses(self) -> None:
-        if self.ledger.granting:
+        if self.ledger.granting and not self.undecided:
             assert all(budget.pools or budget.quarantined for budget in self.ledger.budgets.values())
 
     def check_progress(self, budget: Budget) -> None:
