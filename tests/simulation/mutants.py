@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "a lease is charged until its connection is closed, not until it is being closed",
         "workers/ledger.py",
-        "            pool.closing[held.lease] = self.now\n            self._changed(budget)",
-        "            budget.release(pool, held.lease)\n            self._changed(budget)",
+        "            pool.closing[held.lease] = self.now\n            _settle(pool)",
+        "            budget.release(pool, held.lease)\n            _settle(pool)",
     ),
     Mutant(
         "a lease is for one connection",

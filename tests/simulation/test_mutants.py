@@ -11,6 +11,7 @@ from .mutants import MUTANTS, ROOT, Mutant, survives
 
 SLOW = {
     "the same packet is taken once by the coordinator",
+    "nothing is opened after the term",
     "what was to be said before a hello is not said after it",
     "a process that misses a packet says hello again",
     "what the coordinator has not heard of is closed when the term is over",
