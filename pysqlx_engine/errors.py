@@ -12,6 +12,8 @@ __all__ = [
     "ConnectError",
     "ExecuteError",
     "IsoLevelError",
+    "JobError",
+    "JobSchemaError",
     "NotConnectedError",
     "ParameterInvalidJsonValueError",
     "ParameterInvalidProviderError",
@@ -31,6 +33,14 @@ __all__ = [
     "SettingsError",
     "StartTransactionError",
 ]
+
+
+class JobError(Exception):
+    """Base class of everything the job queue raises about itself."""
+
+
+class JobSchemaError(JobError):
+    """The job tables are not there, cannot be made, or are newer than this program."""
 
 
 class PoolError(Exception):

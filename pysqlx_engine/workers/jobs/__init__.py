@@ -1,0 +1,1 @@
+"""The worker queue: jobs in the user's own database."""

@@ -1,0 +1,173 @@
+"""The job tables, and how they become what this version needs.
+
+    pysqlx_jobs          every job that has not ended: small, because whatever ends leaves it
+    pysqlx_jobs_ended    those that have: completed, discarded, cancelled; emptied by age
+    pysqlx_job_errors    what went wrong in each attempt
+    pysqlx_job_schema    which migrations have been applied
+
+Times are microseconds since 1970, UTC, by the server's clock: the same on every database, and exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import JobSchemaError
+from .dialects import Dialect, dialect_of
+
+if TYPE_CHECKING:
+    from ...engine import PySQLXEngine
+
+LOCK_TIMEOUT = 60
+"""Seconds that a migration waits for another process's, where the server does not do that by itself."""
+_LOCK = 7_099_231_405_177_612
+"""The advisory lock of migrations on PostgreSQL: a number that nobody else is likely to use."""
+
+
+@dataclass(frozen=True)
+class Index:
+    name: str
+    columns: str
+    where: str = ""
+    """The state that it is for, where an index can be partial; elsewhere the state is its first column."""
+    unique: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    columns: str
+    indexes: tuple[Index, ...] = ()
+    hot: bool = False
+    """Whether its rows are changed and deleted all the time."""
+
+
+_OF_A_JOB = """
+    queue {name} NOT NULL,
+    task {name} NOT NULL,
+    state {name} NOT NULL,
+    priority {integer} NOT NULL,
+    attempt {integer} NOT NULL,
+    max_attempts {integer} NOT NULL,
+    args {text} NOT NULL,
+    unique_key {name},
+    created_at {integer} NOT NULL,
+    run_at {integer} NOT NULL,
+    claimed_at {integer},
+    owner {integer},
+    cancel_asked_at {integer},
+    progress {text}"""
+
+TABLES = (
+    Table("pysqlx_job_schema", "version {integer} NOT NULL PRIMARY KEY,\n    applied_at {integer} NOT NULL"),
+    Table(
+        "pysqlx_jobs",
+        "id {identity}," + _OF_A_JOB,
+        (
+            Index("pysqlx_jobs_claim", "queue, priority DESC, run_at, id", "state = 'available'"),
+            Index("pysqlx_jobs_due", "run_at", "state IN ('scheduled', 'retrying')"),
+            Index("pysqlx_jobs_owner", "owner", "state = 'running'"),
+            Index("pysqlx_jobs_unique", "unique_key", unique=True),
+        ),
+        hot=True,
+    ),
+    Table(
+        "pysqlx_jobs_ended",
+        "id {integer} NOT NULL PRIMARY KEY," + _OF_A_JOB + ",\n    ended_at {integer} NOT NULL,\n    result {text}",
+        (Index("pysqlx_jobs_ended_at", "ended_at"),),
+    ),
+    Table(
+        "pysqlx_job_errors",
+        "id {identity},\n    job_id {integer} NOT NULL,\n    attempt {integer} NOT NULL,\n    at {integer} NOT NULL,\n"
+        "    worker {text} NOT NULL,\n    error {text} NOT NULL,\n    traceback {text}",
+        (Index("pysqlx_job_errors_of", "job_id"),),
+    ),
+)
+
+
+def creations(dialect: Dialect, table: Table) -> list[str]:
+    """The statements that create `table`, if it is not there."""
+    columns = table.columns.format(identity=dialect.identity, **dialect.types)
+    if dialect.partial_indexes:
+        options = dialect.hot_table if table.hot else ""
+        return [f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}) {options}"] + [
+            f"CREATE {'UNIQUE ' if index.unique else ''}INDEX IF NOT EXISTS {index.name} "
+            f"ON {table.name} ({index.columns})" + (f" WHERE {index.where}" if index.where else "")
+            for index in table.indexes
+        ]
+    # In one statement: MySQL has no CREATE INDEX IF NOT EXISTS, and does not undo half a migration.
+    keys = [
+        f",\n    {'UNIQUE ' if index.unique else ''}KEY {index.name} "
+        f"({'state, ' if index.where else ''}{index.columns})"
+        for index in table.indexes
+    ]
+    return [f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}{''.join(keys)}) {dialect.table_options}"]
+
+
+def _first(dialect: Dialect) -> list[str]:
+    return [statement for table in TABLES for statement in creations(dialect, table)]
+
+
+MIGRATIONS = (_first,)
+"""What makes version 1, 2, ... of the one before. What was released is never changed: a new one is added. Its
+statements may be run twice, because on MySQL and MariaDB what was cut off is not undone."""
+VERSION = len(MIGRATIONS)
+
+
+async def version_of(connection: PySQLXEngine) -> int:
+    """The version that the tables have; 0: there are none. Raises JobSchemaError for one that is newer than this
+    program."""
+    dialect = dialect_of(connection)
+    (row,) = await connection.query_as_dict(dialect.table_exists, {"name": "pysqlx_job_schema"})
+    if not row["n"]:
+        return 0
+    (row,) = await connection.query_as_dict("SELECT coalesce(max(version), 0) AS n FROM pysqlx_job_schema")
+    found = int(row["n"])
+    if found > VERSION:
+        raise JobSchemaError(
+            f"the job tables have version {found}, and this program knows versions up to {VERSION}: upgrade it"
+        )
+    return found
+
+
+async def migrate(connection: PySQLXEngine) -> int:
+    """Bring the tables to this version, and give the number of migrations that it took. Safe to call twice, and from
+    many processes at once. Raises JobSchemaError."""
+    dialect = dialect_of(connection)
+    await _lock(connection, dialect)
+    try:
+        found = await version_of(connection)
+        for number in range(found + 1, VERSION + 1):
+            for statement in MIGRATIONS[number - 1](dialect):
+                await connection.raw_cmd(statement)
+            await connection.execute(
+                f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})",
+                {"version": number},
+            )
+    except BaseException:
+        await _unlock(connection, dialect, "ROLLBACK")
+        raise
+    await _unlock(connection, dialect, "COMMIT")
+    return VERSION - found
+
+
+async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:
+    """One process migrates at a time."""
+    if dialect.provider == "mysql":  # whose CREATE TABLE commits: the lock is the session's
+        question = f"SELECT get_lock(concat('pysqlx_jobs:', database()), {LOCK_TIMEOUT}) AS got"
+        (row,) = await connection.query_as_dict(question)
+        if row["got"] != 1:
+            raise JobSchemaError(f"another process has been migrating the job tables for {LOCK_TIMEOUT} s")
+    elif dialect.provider == "sqlite":
+        await connection.raw_cmd("BEGIN IMMEDIATE")
+    else:
+        await connection.begin()
+        await connection.query_as_dict(f"SELECT CAST(pg_advisory_xact_lock({_LOCK}) AS text) AS locked")
+
+
+async def _unlock(connection: PySQLXEngine, dialect: Dialect, end: str) -> None:
+    if dialect.provider == "mysql":
+        await connection.query_as_dict("SELECT release_lock(concat('pysqlx_jobs:', database())) AS released")
+    else:
+        await connection.raw_cmd(end)

@@ -1,0 +1,334 @@
+"""Every statement about jobs. What each makes of a job is `life.after`; here it is made of many rows at once.
+
+Rows travel as one parameter, a JSON array, so that a batch of any length is one statement. None of these begins or ends
+a transaction: whoever calls decides what belongs together. Those of an attempt change a row only while it runs, at that
+attempt and with that owner, whatever was decided about it meanwhile elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .dialects import Dialect, Type
+from .life import State
+
+if TYPE_CHECKING:
+    from ...engine import PySQLXEngine
+
+_COLUMNS = (
+    "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
+    "claimed_at", "owner", "cancel_asked_at", "progress",
+)  # fmt: skip
+
+
+_MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
+"""At least one attempt is left."""
+_REVIVED = {
+    "state": "'available'", "max_attempts": _MORE.format("e."), "run_at": "{now}", "claimed_at": "NULL",
+    "owner": "NULL", "cancel_asked_at": "NULL", "progress": "NULL",
+}  # fmt: skip
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job to be enqueued."""
+
+    queue: str
+    task: str
+    args: str
+    """A JSON object."""
+    priority: int = 0
+    """Higher runs first."""
+    max_attempts: int = 1
+    delay: int = 0
+    """Microseconds from now, by the server's clock."""
+    at: int | None = None
+    """Or when, in microseconds since 1970."""
+    unique_key: str | None = None
+    """No second one with this key is enqueued before this one has ended."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A job that was claimed."""
+
+    id: int
+    queue: str
+    task: str
+    priority: int
+    attempt: int
+    max_attempts: int
+    args: str
+    created_at: int
+    run_at: int
+    owner: int
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt after which the job is over."""
+
+    id: int
+    attempt: int
+    owner: int
+    state: State
+    result: str | None = None
+
+
+class Postponed(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt after which the job goes on waiting."""
+
+    id: int
+    attempt: int
+    owner: int
+    state: State
+    attempt_after: int
+    """The attempts that it has had then: one less where this was none."""
+    wait: int | None = None
+    """Microseconds from now until its time; None: its place is the one it had."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong in an attempt."""
+
+    id: int
+    attempt: int
+    owner: int
+    worker: str
+    error: str
+    traceback: str | None = None
+
+
+class Store:
+    """The statements for one kind of database."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._mysql = dialect.provider == "mysql"
+        now, lock = dialect.now, dialect.lock
+        self._now = f"SELECT {now} AS now"
+
+        new = dialect.rows(
+            queue="name", task="name", args="text", priority="integer", max_attempts="integer", delay="integer",
+            at="integer", unique_key="name",
+        )  # fmt: skip
+        self._enqueue = (
+            "INSERT INTO pysqlx_jobs "
+            "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at) "
+            "SELECT r.queue, r.task, "
+            "CASE WHEN coalesce(r.at, c.now + r.delay) > c.now THEN 'scheduled' ELSE 'available' END, "
+            "r.priority, 0, r.max_attempts, r.args, r.unique_key, c.now, coalesce(r.at, c.now + r.delay) "
+            f"FROM {new}, (SELECT {now} AS now) AS c WHERE true "
+            + ("" if self._mysql else "ON CONFLICT (unique_key) DO NOTHING RETURNING id, unique_key")
+        )
+        self._or_same = "ON DUPLICATE KEY UPDATE id = last_insert_id(pysqlx_jobs.id)"
+        self._last_id = (
+            "SELECT last_insert_id() AS id, @@auto_increment_increment AS step, @@innodb_autoinc_lock_mode AS mode"
+        )
+        keys = dialect.rows(unique_key="name")
+        self._with_keys = f"SELECT j.id, j.unique_key FROM pysqlx_jobs j JOIN {keys} ON r.unique_key = j.unique_key"
+
+        pick = (
+            "SELECT {} FROM pysqlx_jobs WHERE state = 'available' AND queue = :queue "
+            f"ORDER BY priority DESC, run_at, id LIMIT :most {lock}"
+        )
+        claimed = ", ".join(Claimed.__struct_fields__)
+        take = f"SET state = 'running', attempt = attempt + 1, owner = :owner, claimed_at = {now}"
+        self._claim = (
+            f"WITH picked AS MATERIALIZED ({pick.format('id')}) "
+            f"UPDATE pysqlx_jobs {take} WHERE id IN (SELECT id FROM picked) RETURNING {claimed}"
+        )
+        self._pick = pick.format(claimed)
+        self._take = f"UPDATE pysqlx_jobs JOIN {dialect.rows(id='integer')} ON r.id = pysqlx_jobs.id {take}"
+
+        # An attempt that still runs: whoever else has decided about it meanwhile was first.
+        mine = "j.id = r.id AND j.attempt = r.attempt AND j.owner = r.owner AND j.state = 'running'"
+        key: dict[str, Type] = {"id": "integer", "attempt": "integer", "owner": "integer"}
+        over = dialect.rows(**key, state="name", result="text")
+        self._end = self._moves(over, mine, "r.state", "r.result")
+        self._cancel = self._moves(
+            dialect.rows(id="integer"), "j.id = r.id AND j.state <> 'running'", "'cancelled'", "NULL"
+        )
+        self._ask_to_cancel = self._changes(
+            dialect.rows(id="integer"), "j.id = r.id AND j.state = 'running'", cancel_asked_at=now
+        )
+        self._postpone = self._changes(
+            dialect.rows(**key, state="name", attempt_after="integer", wait="integer"),
+            mine,
+            state="r.state",
+            attempt="r.attempt_after",
+            run_at=f"coalesce({now} + r.wait, j.run_at)",
+            owner="NULL",
+            claimed_at="NULL",
+        )
+        self._hurry = self._changes(
+            dialect.rows(id="integer"),
+            "j.id = r.id AND j.state IN ('scheduled', 'retrying')",
+            state="'available'",
+            run_at=now,
+            max_attempts=_MORE.format("j."),
+        )
+        back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in _COLUMNS)
+        ids = dialect.rows(id="integer")
+        self._revive = [
+            f"INSERT INTO pysqlx_jobs ({', '.join(_COLUMNS)}) "
+            f"SELECT {back} FROM pysqlx_jobs_ended e JOIN {ids} ON r.id = e.id WHERE true "
+            + ("ON DUPLICATE KEY UPDATE id = pysqlx_jobs.id" if self._mysql else "ON CONFLICT (unique_key) DO NOTHING"),
+            f"DELETE e FROM pysqlx_jobs_ended e JOIN {ids} ON r.id = e.id JOIN pysqlx_jobs j ON j.id = e.id"
+            if self._mysql
+            else f"DELETE FROM pysqlx_jobs_ended WHERE id IN (SELECT r.id FROM {ids}) "
+            "AND id IN (SELECT id FROM pysqlx_jobs)",
+        ]
+        failed = dialect.rows(**key, worker="text", error="text", traceback="text")
+        self._note = (
+            "INSERT INTO pysqlx_job_errors (job_id, attempt, at, worker, error, traceback) "
+            f"SELECT r.id, r.attempt, {now}, r.worker, r.error, r.traceback FROM {failed} JOIN pysqlx_jobs j ON {mine}"
+        )
+        waits = f"state IN ('scheduled', 'retrying') AND run_at <= {now} ORDER BY run_at LIMIT :most"
+        self._release = (
+            f"UPDATE pysqlx_jobs SET state = 'available' WHERE {waits}"
+            if self._mysql
+            else "UPDATE pysqlx_jobs SET state = 'available' "
+            f"WHERE id IN (SELECT id FROM pysqlx_jobs WHERE {waits} {lock})"
+        )
+        self._next = "SELECT min(run_at) AS run_at FROM pysqlx_jobs WHERE state IN ('scheduled', 'retrying')"
+        self._running = f"SELECT {claimed} FROM pysqlx_jobs WHERE state = 'running' AND owner BETWEEN :first AND :last"
+
+    def _changes(self, rows: str, condition: str, **values: str) -> str:
+        """An UPDATE of the jobs that belong to a row."""
+        prefix = "j." if self._mysql else ""
+        changed = ", ".join(f"{prefix}{column} = {value}" for column, value in values.items())
+        if self._mysql:
+            return f"UPDATE pysqlx_jobs j JOIN {rows} ON {condition} SET {changed}"
+        return f"UPDATE pysqlx_jobs AS j SET {changed} FROM {rows} WHERE {condition}"
+
+    def _moves(self, rows: str, condition: str, state: str, result: str) -> list[str]:
+        """What moves the jobs that belong to a row to the history."""
+        columns = ", ".join(_COLUMNS)
+        moved = ", ".join(state if name == "state" else f"j.{name}" for name in _COLUMNS)
+        into = f"INSERT INTO pysqlx_jobs_ended ({columns}, ended_at, result)"
+        now = self._dialect.now
+        if self._dialect.provider == "postgresql":
+            gone = f"DELETE FROM pysqlx_jobs AS j USING {rows} WHERE {condition} RETURNING {moved}, {now}, {result}"
+            return [f"WITH gone ({columns}, ended_at, result) AS ({gone}) {into} SELECT * FROM gone"]
+        copy = f"{into} SELECT {moved}, {now}, {result} FROM pysqlx_jobs j JOIN {rows} ON {condition}"
+        if self._mysql:
+            return [f"{copy} FOR UPDATE", f"DELETE j FROM pysqlx_jobs j JOIN {rows} ON {condition}"]
+        return [
+            copy,
+            f"DELETE FROM pysqlx_jobs AS j WHERE j.id IN (SELECT r.id FROM {rows} WHERE {condition})",
+        ]
+
+    # -- a job's life ---------------------------------------------------------------------------------------------
+
+    async def now(self, connection: PySQLXEngine) -> int:
+        """Microseconds since 1970, by the server's clock."""
+        (row,) = await connection.query_as_dict(self._now)
+        return int(row["now"])
+
+    async def enqueue(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+        """Give the id of each. One whose key another job has that has not ended is not enqueued: it gets that one's."""
+        if self._mysql:
+            return await self._enqueue_in_mysql(connection, jobs)
+        ids: dict[int, int] = {}
+        left = dict(enumerate(jobs))
+        while left:
+            rows = await connection.query_as_dict(self._enqueue, {"rows": _json(left.values())})
+            by_key = {row["unique_key"]: row["id"] for row in rows if row["unique_key"] is not None}
+            if any(job.unique_key is not None and job.unique_key not in by_key for job in left.values()):
+                wanted = _json([{"unique_key": job.unique_key} for job in left.values() if job.unique_key is not None])
+                others = await connection.query_as_dict(self._with_keys, {"rows": wanted})
+                by_key |= {row["unique_key"]: row["id"] for row in others}
+            plain = iter(sorted(row["id"] for row in rows if row["unique_key"] is None))  # in the order of `jobs`
+            for place, job in list(left.items()):
+                found = next(plain) if job.unique_key is None else by_key.get(job.unique_key)
+                if found is not None:  # else the other one has ended since: once more
+                    ids[place] = found
+                    del left[place]
+        return [ids[place] for place in range(len(jobs))]
+
+    async def _enqueue_in_mysql(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+        """Without RETURNING, which the driver does not read from MariaDB and MySQL does not have. The numbers of one
+        statement follow each other, where the server's lock mode is not 2; else, and where one may be there already,
+        each is a statement of its own."""
+        ids: dict[int, int] = {}
+        (last,) = await connection.query_as_dict(self._last_id)
+        together = {place: job for place, job in enumerate(jobs) if job.unique_key is None and int(last["mode"]) < 2}
+        if together:
+            await connection.execute(self._enqueue, {"rows": _json(together.values())})
+            (first,) = await connection.query_as_dict(self._last_id)
+            step = int(first["step"])
+            ids |= {place: int(first["id"]) + number * step for number, place in enumerate(together)}
+        for place, job in enumerate(jobs):
+            if place not in together:
+                await connection.execute(f"{self._enqueue} {self._or_same}", {"rows": _json([job])})
+                (row,) = await connection.query_as_dict(self._last_id)
+                ids[place] = int(row["id"])
+        return [ids[place] for place in range(len(jobs))]
+
+    async def claim(self, connection: PySQLXEngine, queue: str, most: int, owner: int) -> list[Claimed]:
+        """Take at most so many of what is available, the most urgent first. On MySQL and MariaDB to be called in a
+        transaction."""
+        asked = {"queue": queue, "most": most}
+        if self._dialect.returning:
+            rows = await connection.query_as_dict(self._claim, {**asked, "owner": owner})
+        else:
+            rows = await connection.query_as_dict(self._pick, asked)
+            if rows:
+                ids = _json([{"id": row["id"]} for row in rows])
+                await connection.execute(self._take, {"rows": ids, "owner": owner})
+                rows = [{**row, "attempt": row["attempt"] + 1, "owner": owner} for row in rows]
+        claimed = [Claimed(**row) for row in rows]
+        claimed.sort(key=lambda job: (-job.priority, job.run_at, job.id))
+        return claimed
+
+    async def end(self, connection: PySQLXEngine, attempts: Sequence[Ended]) -> int:
+        """These attempts were the last. Gives how many of them were in time; to be called in a transaction."""
+        return await self._move(connection, self._end, _json(attempts))
+
+    async def postpone(self, connection: PySQLXEngine, attempts: Sequence[Postponed]) -> int:
+        """After these attempts there will be another one. Gives how many of them were in time."""
+        return await connection.execute(self._postpone, {"rows": _json(attempts)})
+
+    async def note(self, connection: PySQLXEngine, failures: Sequence[Failure]) -> int:
+        """Remember what went wrong. To be called before the attempts are ended or postponed, in one transaction."""
+        return await connection.execute(self._note, {"rows": _json(failures)})
+
+    async def release(self, connection: PySQLXEngine, most: int) -> int:
+        """Make available what is due. Gives how many."""
+        return await connection.execute(self._release, {"most": most})
+
+    async def next_due(self, connection: PySQLXEngine) -> int | None:
+        """When the next job is due, in microseconds since 1970; None: no job waits for its time."""
+        (row,) = await connection.query_as_dict(self._next)
+        return None if row["run_at"] is None else int(row["run_at"])
+
+    async def running(self, connection: PySQLXEngine, first: int, last: int) -> list[Claimed]:
+        """What runs for the owners from `first` to `last`."""
+        rows = await connection.query_as_dict(self._running, {"first": first, "last": last})
+        return [Claimed(**row) for row in rows]
+
+    # -- what users want ------------------------------------------------------------------------------------------
+
+    async def cancel(self, connection: PySQLXEngine, ids: Iterable[int]) -> tuple[int, int]:
+        """Cancel what waits, and ask for it where a job runs. Gives how many of each; to be called in a transaction."""
+        rows = _json([{"id": one} for one in ids])
+        asked = await connection.execute(self._ask_to_cancel, {"rows": rows})
+        return await self._move(connection, self._cancel, rows), asked
+
+    async def revive(self, connection: PySQLXEngine, ids: Iterable[int]) -> int:
+        """Make available what waits for its time, or has ended: unless another job has its unique key by now. Gives how
+        many; to be called in a transaction."""
+        rows = _json([{"id": one} for one in ids])
+        hurried = await connection.execute(self._hurry, {"rows": rows})
+        return hurried + await self._move(connection, self._revive, rows)
+
+    async def _move(self, connection: PySQLXEngine, statements: list[str], rows: str) -> int:
+        moved = 0
+        for statement in statements:
+            moved = await connection.execute(statement, {"rows": rows})
+        return moved
+
+
+def _json(rows: Iterable[object]) -> str:
+    return msgspec.json.encode(list(rows)).decode()

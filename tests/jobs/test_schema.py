@@ -1,0 +1,55 @@
+"""The job tables: made once, whoever comes first, and never older than the program."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pysqlx_engine import PySQLXEngine
+from pysqlx_engine.errors import JobSchemaError
+from pysqlx_engine.workers.jobs.dialects import dialect_of
+from pysqlx_engine.workers.jobs.schema import VERSION, migrate, version_of
+from tests.servers import Database
+
+
+async def test_it_is_safe_to_migrate_twice(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as connection:
+        assert await version_of(connection) == 0
+        assert await migrate(connection) == VERSION
+        assert await version_of(connection) == VERSION
+        assert await migrate(connection) == 0
+
+
+async def test_many_may_migrate_at_once(database: Database) -> None:
+    async def one() -> int:
+        async with PySQLXEngine(database.uri) as connection:
+            return await migrate(connection)
+
+    assert sorted(await asyncio.gather(*(one() for _ in range(8)))) == [0] * 7 + [VERSION]
+
+
+async def test_a_migration_that_was_cut_off_is_made_again(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as connection:
+        await migrate(connection)
+        await connection.execute("DELETE FROM pysqlx_job_schema")  # the last thing that it does
+        assert await migrate(connection) == VERSION
+
+
+async def test_tables_of_a_newer_version_are_not_touched(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as connection:
+        await migrate(connection)
+        await connection.execute(f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES ({VERSION + 1}, 0)")
+        with pytest.raises(JobSchemaError, match=f"version {VERSION + 1}.* up to {VERSION}: upgrade"):
+            await migrate(connection)
+        with pytest.raises(JobSchemaError):
+            await version_of(connection)
+        # And nothing is locked.
+        async with PySQLXEngine(database.uri) as other:
+            await other.execute("DELETE FROM pysqlx_job_schema")
+
+
+def test_a_database_that_the_queue_does_not_know_is_refused() -> None:
+    connection = PySQLXEngine("sqlserver://localhost:1433;database=master;user=SA;password=secret")
+    with pytest.raises(JobSchemaError, match="not on sqlserver"):
+        dialect_of(connection)
