@@ -192,7 +192,7 @@ class PoolCore:
     @property
     def kept(self) -> int:
         """Those of them that are not on their way back."""
-        return len(self.spare) + len(self.opening) + len(self.idle) + len(self.in_use) + len(self.testing)
+        return len(self.spare) + len(self.opening) + self.size
 
     @property
     def returning(self) -> int:

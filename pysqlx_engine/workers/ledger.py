@@ -331,9 +331,6 @@ class Ledger:
     def _is_too_many(self, key: PoolKey, claim: PoolClaim) -> bool:
         """Names can be made up without end. Who holds leases already is counted all the same."""
         if claim.database not in self.budgets and len(self.budgets) >= MOST_BUDGETS:
-            for budget in list(self._undecided.values()):
-                self._forget_if_unused(budget)
-        if claim.database not in self.budgets and len(self.budgets) >= MOST_BUDGETS:
             reason = f"the coordinator has budgets for {MOST_BUDGETS} databases, and takes no more"
         elif len(self._homes) >= MOST_POOLS and key not in self._homes and self._pools_of(key[0]) >= MOST_POOLS:
             reason = f"this process has {MOST_POOLS} pools, and the coordinator takes no more"
@@ -396,7 +393,7 @@ class Ledger:
         for claim in claims:
             self.attach(member, claim, local=local)
         # It was taken for dead: what it does not claim it has given back.
-        for budget in self.budgets.values():
+        for budget in list(self.budgets.values()):
             back = [lease for lease, orphan in budget.quarantined.items() if orphan.key[0] == member]
             for lease in back:
                 self.gone(budget.database, lease)
@@ -426,15 +423,14 @@ class Ledger:
 
     def _budget(self, database: str) -> Budget:
         budget = self.budgets.get(database)
-        # One whose last pool has just left is no more, though that was not decided yet; one that was recovered is.
-        if budget is None or (database in self._undecided and self._forget_if_unused(budget)):
+        if budget is None:
             size, stated_by = (self.operator_size, "operator") if self.operator_size else (DEFAULT_SIZE, None)
             budget = self.budgets[database] = Budget(database, size, stated_by)
         return budget
 
     def start_granting(self) -> None:
         self.granting = True
-        for budget in self.budgets.values():
+        for budget in list(self.budgets.values()):
             self._touch(budget)
 
     def dead(self, member: MemberId, *, local: bool) -> None:
@@ -577,28 +573,26 @@ class Ledger:
     # -- the decision ---------------------------------------------------------------------------------------------
 
     def _touch(self, budget: Budget) -> None:
-        self._undecided[budget.database] = budget
+        """Something about it has changed. One that nobody uses any more is forgotten at once: who comes next begins
+        anew."""
+        if budget.pools or budget.quarantined or not self.granting:
+            self._undecided[budget.database] = budget
+        else:
+            del self.budgets[budget.database]
+            self._undecided.pop(budget.database, None)
+            self.records.append(Record("forgotten", budget.database, ("", 0)))
 
     def decide(self) -> None:
-        """What follows from all that has happened since the last time: what is granted, who gets a ceiling, and which
-        budgets nobody uses any more. To be called after each event, or after several: however many reports come in at
-        once, the parts are worked out once. In between nothing is granted, which could be to a pool that is about to be
-        no more, or about to claim what it held before, and then nobody would count it."""
+        """What follows from all that has happened since the last time: what is granted, and who gets a ceiling. To be
+        called after each event, or after several: however many reports come in at once, the parts are worked out once.
+        In between nothing is granted, which could be to a pool that is about to be no more, or about to claim what it
+        held before, and then nobody would count it."""
         undecided, self._undecided = self._undecided, {}
         for budget in undecided.values():
             self._balance(budget)
-            self._forget_if_unused(budget)
         reported, self._reported = self._reported, []
         for pool in reported:
             pool.current = pool.ceiling is not None or pool.demand.waiting > 0
-
-    def _forget_if_unused(self, budget: Budget) -> bool:
-        if budget.pools or budget.quarantined or not self.granting:
-            return False
-        del self.budgets[budget.database]
-        self._undecided.pop(budget.database, None)
-        self.records.append(Record("forgotten", budget.database, ("", 0)))
-        return True
 
     def _balance(self, budget: Budget) -> None:
         """Grant what is free to those who lack it; if that is not enough, ask for leases back."""

@@ -344,7 +344,6 @@ def test_the_size_that_somebody_stated_who_is_gone_is_forgotten_at_the_next_star
     fleet = new_fleet()
     fleet.ledger.recover_size(SHOP, 3, "gone")
     fleet.learn([], unknown=False, remote=False)
-    fleet.ledger.decide()
     assert fleet.ledger.budgets == {}
     assert [record.kind for record in fleet.ledger.records] == ["forgotten"]
 

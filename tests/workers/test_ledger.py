@@ -57,6 +57,17 @@ def fill(book: Ledger, member: str, count: int) -> list[int]:
     return taken
 
 
+def two_hold_all_and_a_third_waits() -> Ledger:
+    """Of four leases a and b have two each, and c has just said that it wants one."""
+    book = ledger()
+    for name in "abc":
+        book.attach(name, claim(name, 4))
+    fill(book, "a", 2)
+    fill(book, "b", 2)
+    book.report(("c", 1), 0, busy(0, waiting=1))
+    return book
+
+
 def test_a_waiting_pool_is_granted_what_is_free() -> None:
     book = ledger()
     book.attach("a", claim("a", 3))
@@ -72,6 +83,7 @@ def test_a_grant_on_its_way_is_not_granted_again() -> None:
     book.attach("a", claim("a", 9))
     for _ in range(3):
         book.report(("a", 1), 0, busy(0, waiting=5))
+        book.decide()
     assert sum(len(m.leases) for m in said(book, "a") if isinstance(m, Granted)) == 2
 
 
@@ -106,12 +118,7 @@ def test_who_waits_gets_what_the_richest_gives_back() -> None:
 
 
 def test_idle_connections_are_asked_for_before_those_in_use() -> None:
-    book = ledger()
-    for name in "abc":
-        book.attach(name, claim(name, 4))
-    fill(book, "a", 2)
-    fill(book, "b", 2)
-    book.report(("c", 1), 0, busy(0, waiting=1))
+    book = two_hold_all_and_a_third_waits()
     book.decide()
     book.report(("a", 1), 2, Demand(in_use=0, idle=2, recent=0, waiting=0, want=0))
     book.report(("b", 1), 2, busy(2))
@@ -215,12 +222,7 @@ def test_what_comes_at_once_is_decided_together() -> None:
 
 
 def test_of_several_that_report_at_once_who_is_idle_yields() -> None:
-    book = ledger()
-    for name in "abc":
-        book.attach(name, claim(name, 4))
-    fill(book, "a", 2)
-    fill(book, "b", 2)
-    book.report(("c", 1), 0, busy(0, waiting=1))
+    book = two_hold_all_and_a_third_waits()
     book.report(("a", 1), 2, Demand(in_use=0, idle=2, recent=0, waiting=0, want=0))
     book.report(("b", 1), 2, busy(2))
     assert [m.ceiling for m in said(book, "a") if isinstance(m, Ceiling)] == [1]
@@ -290,7 +292,6 @@ def test_a_budget_that_nobody_uses_any_more_is_forgotten(size: int) -> None:
     book = ledger()
     book.attach("a", claim("a", size))
     book.detach(("a", 1))
-    book.decide()
     assert book.budgets == {}
     book.attach("b", claim("b", size + 1))
     assert book.budgets[SHOP].size == size + 1

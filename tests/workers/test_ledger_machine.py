@@ -54,8 +54,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.epoch = 0
         self.operator_size: int | None = None
         self.ledger = Ledger(None, 0)
-        self.undecided = False
-        """Whether something has happened since it decided last."""
 
     @initialize(size=st.sampled_from([None, None, 1, 3, 6]))
     def begin(self, size: int | None) -> None:
@@ -70,7 +68,6 @@ class LedgerMachine(RuleBasedStateMachine):
         """Write the journal, deliver what is said. Gives the pools that were refused. Not to `decide` is as if more
         came at once."""
         ledger, refused = self.ledger, set()
-        self.undecided = not decide
         if decide:
             ledger.decide()
         written = {record.held.lease for record in ledger.records if record.held and record.kind == "granted"}
@@ -373,7 +370,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_budget_is_left_that_nobody_uses(self) -> None:
-        if self.ledger.granting and not self.undecided:
+        if self.ledger.granting:
             assert all(budget.pools or budget.quarantined for budget in self.ledger.budgets.values())
 
     def check_progress(self, budget: Budget) -> None:

@@ -55,26 +55,6 @@ def hello(coordinator: CoordinatorCore, name: str, session: int) -> Hello:
     return Hello(VERSION, session, name, 1, 1, host, None, 0, [claim], coordinator.fleet.epoch)
 
 
-def test_what_time_has_brought_about_is_said_at_once(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_text('["learning",""]\n')
-    coordinator = core(tmp_path, 1, 6.0)
-    coordinator.received("near", hello(coordinator, "near", 1))
-    coordinator.received("near", ProcessPacket(1, 1, 1, [Report(1, 0, Demand(0, 0, 0, 1, 1))]))
-    coordinator.tick()
-    assert not granted(coordinator)
-    coordinator.now += 6.0 + MARGIN
-    for _ in range(2):  # at first it looks whether it was stopped itself
-        coordinator.tick()
-        found = granted(coordinator)
-        coordinator.now += MARGIN
-    assert found, "it has learnt, and nothing else happens"
-
-
-def granted(coordinator: CoordinatorCore) -> list[Granted]:
-    packets = [message for _, message in coordinator.flush() if isinstance(message, CoordinatorPacket)]
-    return [message for packet in packets for message in packet.messages if isinstance(message, Granted)]
-
-
 def told_term(coordinator: CoordinatorCore) -> float | None:
     (welcome,) = [message for _, message in coordinator.flush() if isinstance(message, Welcome)]
     return welcome.term

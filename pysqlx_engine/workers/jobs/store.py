@@ -22,8 +22,6 @@ _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
     "claimed_at", "owner", "cancel_asked_at", "progress",
 )  # fmt: skip
-
-
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
 """At least one attempt is left."""
 _REVIVED = {
@@ -65,22 +63,24 @@ class Claimed(msgspec.Struct, frozen=True):
     owner: int
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt after which the job is over."""
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """Which attempt at a job something is said of."""
 
     id: int
     attempt: int
     owner: int
+
+
+class Ended(Attempt, frozen=True, kw_only=True):
+    """An attempt after which the job is over."""
+
     state: State
     result: str | None = None
 
 
-class Postponed(msgspec.Struct, frozen=True, kw_only=True):
+class Postponed(Attempt, frozen=True, kw_only=True):
     """An attempt after which the job goes on waiting."""
 
-    id: int
-    attempt: int
-    owner: int
     state: State
     attempt_after: int
     """The attempts that it has had then: one less where this was none."""
@@ -88,12 +88,9 @@ class Postponed(msgspec.Struct, frozen=True, kw_only=True):
     """Microseconds from now until its time; None: its place is the one it had."""
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+class Failure(Attempt, frozen=True, kw_only=True):
     """What went wrong in an attempt."""
 
-    id: int
-    attempt: int
-    owner: int
     worker: str
     error: str
     traceback: str | None = None
@@ -105,7 +102,7 @@ class Store:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._mysql = dialect.provider == "mysql"
-        now, lock = dialect.now, dialect.lock
+        now, lock, ids = dialect.now, dialect.lock, dialect.rows(id="integer")
         self._now = f"SELECT {now} AS now"
 
         new = dialect.rows(
@@ -139,19 +136,15 @@ class Store:
             f"UPDATE pysqlx_jobs {take} WHERE id IN (SELECT id FROM picked) RETURNING {claimed}"
         )
         self._pick = pick.format(claimed)
-        self._take = f"UPDATE pysqlx_jobs JOIN {dialect.rows(id='integer')} ON r.id = pysqlx_jobs.id {take}"
+        self._take = f"UPDATE pysqlx_jobs JOIN {ids} ON r.id = pysqlx_jobs.id {take}"
 
         # An attempt that still runs: whoever else has decided about it meanwhile was first.
         mine = "j.id = r.id AND j.attempt = r.attempt AND j.owner = r.owner AND j.state = 'running'"
         key: dict[str, Type] = {"id": "integer", "attempt": "integer", "owner": "integer"}
         over = dialect.rows(**key, state="name", result="text")
         self._end = self._moves(over, mine, "r.state", "r.result")
-        self._cancel = self._moves(
-            dialect.rows(id="integer"), "j.id = r.id AND j.state <> 'running'", "'cancelled'", "NULL"
-        )
-        self._ask_to_cancel = self._changes(
-            dialect.rows(id="integer"), "j.id = r.id AND j.state = 'running'", cancel_asked_at=now
-        )
+        self._cancel = self._moves(ids, "j.id = r.id AND j.state <> 'running'", "'cancelled'", "NULL")
+        self._ask_to_cancel = self._changes(ids, "j.id = r.id AND j.state = 'running'", cancel_asked_at=now)
         self._postpone = self._changes(
             dialect.rows(**key, state="name", attempt_after="integer", wait="integer"),
             mine,
@@ -162,14 +155,13 @@ class Store:
             claimed_at="NULL",
         )
         self._hurry = self._changes(
-            dialect.rows(id="integer"),
+            ids,
             "j.id = r.id AND j.state IN ('scheduled', 'retrying')",
             state="'available'",
             run_at=now,
             max_attempts=_MORE.format("j."),
         )
         back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in _COLUMNS)
-        ids = dialect.rows(id="integer")
         self._revive = [
             f"INSERT INTO pysqlx_jobs ({', '.join(_COLUMNS)}) "
             f"SELECT {back} FROM pysqlx_jobs_ended e JOIN {ids} ON r.id = e.id WHERE true "
@@ -275,7 +267,7 @@ class Store:
         else:
             rows = await connection.query_as_dict(self._pick, asked)
             if rows:
-                ids = _json([{"id": row["id"]} for row in rows])
+                ids = _ids(row["id"] for row in rows)
                 await connection.execute(self._take, {"rows": ids, "owner": owner})
                 rows = [{**row, "attempt": row["attempt"] + 1, "owner": owner} for row in rows]
         claimed = [Claimed(**row) for row in rows]
@@ -312,14 +304,14 @@ class Store:
 
     async def cancel(self, connection: PySQLXEngine, ids: Iterable[int]) -> tuple[int, int]:
         """Cancel what waits, and ask for it where a job runs. Gives how many of each; to be called in a transaction."""
-        rows = _json([{"id": one} for one in ids])
+        rows = _ids(ids)
         asked = await connection.execute(self._ask_to_cancel, {"rows": rows})
         return await self._move(connection, self._cancel, rows), asked
 
     async def revive(self, connection: PySQLXEngine, ids: Iterable[int]) -> int:
         """Make available what waits for its time, or has ended: unless another job has its unique key by now. Gives how
         many; to be called in a transaction."""
-        rows = _json([{"id": one} for one in ids])
+        rows = _ids(ids)
         hurried = await connection.execute(self._hurry, {"rows": rows})
         return hurried + await self._move(connection, self._revive, rows)
 
@@ -332,3 +324,7 @@ class Store:
 
 def _json(rows: Iterable[object]) -> str:
     return msgspec.json.encode(list(rows)).decode()
+
+
+def _ids(ids: Iterable[int]) -> str:
+    return _json({"id": one} for one in ids)
