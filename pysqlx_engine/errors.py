@@ -12,7 +12,9 @@ __all__ = [
     "ConnectError",
     "ExecuteError",
     "IsoLevelError",
+    "JobArgumentsError",
     "JobError",
+    "JobFailedError",
     "JobSchemaError",
     "NotConnectedError",
     "ParameterInvalidJsonValueError",
@@ -41,6 +43,15 @@ class JobError(Exception):
 
 class JobSchemaError(JobError):
     """The job tables are not there, cannot be made, or are newer than this program."""
+
+
+class JobArgumentsError(JobError, ValueError):
+    """A job's arguments do not fit its task, or are more than the queue takes. The text says which, never their
+    values."""
+
+
+class JobFailedError(JobError):
+    """A job whose result was waited for was discarded or cancelled. The text says why."""
 
 
 class PoolError(Exception):

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .errors import PoolRefusedError
-from .pool.budget import Budget, LocalBudget, PoolRequest, use_provider
+from .pool.budget import Budget, BudgetProvider, LocalBudget, PoolRequest, use_provider
 
 if TYPE_CHECKING:
     from .settings import JoinSettings
@@ -40,6 +40,22 @@ def shared_budget(request: PoolRequest) -> Budget:
 
         return LeasedBudget(_local_link(), request)
     return LocalBudget(request.max_size)
+
+
+def provider_of_one_budget() -> BudgetProvider:
+    """A provider for pools that share one budget, whether or not others share it too: with those of all processes that
+    joined the same coordinator, or with the others of their run's only worker, else among themselves."""
+    from .workers.leased_budget import LeasedBudget, LocalLink
+
+    link = LocalLink(operator_size=None)
+
+    def provide(request: PoolRequest) -> Budget:
+        if request.uri.identity is None:
+            raise PoolRefusedError("a database in memory is each connection's own: jobs need a file")
+        budget = shared_budget(request)
+        return LeasedBudget(link, request) if isinstance(budget, LocalBudget) else budget
+
+    return provide
 
 
 def _join_settings() -> JoinSettings | None:

@@ -526,3 +526,8 @@ def _check_model(model: object) -> None:
 def _check_isolation_level(level: object) -> None:
     if level not in get_args(IsolationLevel):
         raise ValueError(f"unknown isolation level {level!r}: allowed are {', '.join(get_args(IsolationLevel))}")
+
+
+def asynchronous(connection: PySQLXEngineSync) -> PySQLXEngine:
+    """The connection itself, for coroutines that are driven on the thread that uses it."""
+    return connection._engine

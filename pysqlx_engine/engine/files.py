@@ -4,6 +4,10 @@ POSIX drops all of a process's locks on a file when any of its descriptors is cl
 a closed connection open for as long as another connection of the process holds a lock on the same file, and a budget
 that counts descriptors has to wait for that. Which descriptor belongs to which connection cannot be seen; how many
 there are can.
+
+In WAL mode a connection holds such a lock for as long as it is open. There the descriptor of a closed one stays until
+the process's next connection to the file takes it over, or the last one is closed: it is no connection, and nothing is
+waited for.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ Inode = tuple[int, int]
 class SqliteFile:
     """One database file, and how many connections of this process's pools are open to it."""
 
-    def __init__(self, inode: Inode) -> None:
+    def __init__(self, path: str, inode: Inode) -> None:
+        self._path = path
         self._inode = inode
         self._sessions = 0
         self._closing = 0
@@ -39,6 +44,8 @@ class SqliteFile:
     async def closed(self) -> bool:
         """A connection was closed: wait until its descriptor is. False when that was not seen within `TIMEOUT`."""
         self._sessions -= 1
+        if os.path.exists(f"{self._path}-shm"):  # it is there while somebody uses the file in WAL mode
+            return True
         self._closing += 1
         deadline = time.monotonic() + TIMEOUT
         pause, most = LOOK
@@ -66,7 +73,7 @@ def sqlite_file(path: str | None) -> SqliteFile | None:
     except OSError:
         return None
     inode = (found.st_dev, found.st_ino)
-    return _files.setdefault(inode, SqliteFile(inode))
+    return _files.setdefault(inode, SqliteFile(path, inode))
 
 
 def _descriptors(inode: Inode) -> int:

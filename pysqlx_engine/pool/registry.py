@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 running: weakref.WeakSet[PoolRuntime] = weakref.WeakSet()
 on_first_start: list[Callable[[], None]] = []
 """Called once, in the background thread, when the first pool of this process has started."""
+on_drain: list[Callable[[], None]] = []
+"""Whoever sees to the end of what runs here, told of a drain in any thread."""
 _stopping = False
 
 
@@ -24,6 +26,16 @@ def started_well() -> None:
     """A pool's `start()` has succeeded."""
     while on_first_start:
         on_first_start.pop()()
+
+
+def drain() -> None:
+    """This process is to end: no pool hands out connections any more, unless somebody who still needs them sees to
+    the end."""
+    if on_drain:
+        for told in list(on_drain):
+            told()
+    else:
+        refuse_check_outs()
 
 
 def refuse_check_outs() -> None:

@@ -34,7 +34,7 @@ from ..errors import (
 )
 from . import registry
 from .background import background
-from .budget import Budget, Demand, Lease, OrphanedSession, PoolRequest, budget_for
+from .budget import Budget, BudgetProvider, Demand, Lease, OrphanedSession, PoolRequest, budget_for
 from .config import PoolConfig, check_sizes, check_timeout
 from .core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
 from .hooks import Hooks
@@ -76,6 +76,7 @@ class PoolRuntime:
         self._watchers: set[asyncio.Event] = set()
         """Of those that wait for a change of the state in `start` and `stop`; they live in the background loop."""
         self._monitor: asyncio.Task[None] | None = None
+        self.provider: BudgetProvider = budget_for
         self.owner_loop: asyncio.AbstractEventLoop | None = None
         """The loop that an asyncio pool was started in. When it is closed, nobody brings a connection back."""
         self._starting = False
@@ -519,7 +520,7 @@ class PoolRuntime:
         self._compared = False
         self._uri = uri = await self.upkeep.begin()
         request = PoolRequest(config.name, uri, config.min_size, config.max_size, config.max_size_stated, timeout)
-        budget = budget_for(request)
+        budget = self.provider(request)
         self.upkeep.label(budget.label(config.name))
         try:
             await budget.attach(self)

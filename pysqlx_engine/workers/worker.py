@@ -235,7 +235,7 @@ class _Worker:
 
     def _drain(self) -> None:
         self.draining = True
-        registry.refuse_check_outs()
+        registry.drain()
 
     def _say(self, message: Message) -> None:
         with contextlib.suppress(OSError):

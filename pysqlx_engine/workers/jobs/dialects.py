@@ -33,6 +33,12 @@ class Dialect:
     partial_indexes: bool
     table_exists: str
     """Asks whether there is a table `name`."""
+    begin: str = "BEGIN"
+    """Begins a transaction that is going to write."""
+    isolation: str | None = None
+    """Sets what transactions of the dispatcher need, where the server's default is another."""
+    migrates_by_itself: bool = False
+    """Whether whoever needs the tables makes them: the file is the program's own."""
     table_options: str = ""
     hot_table: str = ""
     """Options of a table whose rows are changed and deleted all the time: room for a row's next version on its own
@@ -72,6 +78,8 @@ SQLITE = Dialect(
     returning=True,
     partial_indexes=True,
     table_exists="SELECT count(*) AS n FROM sqlite_master WHERE type = 'table' AND name = :name",
+    begin="BEGIN IMMEDIATE",  # one that first reads and then writes fails when somebody has written in between
+    migrates_by_itself=True,
 )
 MYSQL = Dialect(
     "mysql",
@@ -83,6 +91,7 @@ MYSQL = Dialect(
     partial_indexes=False,
     table_exists="SELECT count(*) AS n FROM information_schema.tables WHERE table_schema = database() "
     "AND table_name = :name",
+    isolation="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     table_options="CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
 )
 

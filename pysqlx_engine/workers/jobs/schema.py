@@ -3,6 +3,8 @@
     pysqlx_jobs          every job that has not ended: small, because whatever ends leaves it
     pysqlx_jobs_ended    those that have: completed, discarded, cancelled; emptied by age
     pysqlx_job_errors    what went wrong in each attempt
+    pysqlx_job_dispatchers   who claims jobs, and when each of them was seen last
+    pysqlx_job_queues    which queues are paused
     pysqlx_job_schema    which migrations have been applied
 
 Times are microseconds since 1970, UTC, by the server's clock: the same on every database, and exact.
@@ -43,6 +45,8 @@ class Table:
     """Whether its rows are changed and deleted all the time."""
 
 
+WAITS_FOR_ITS_TIME = "state IN ('scheduled', 'retrying')"
+
 _OF_A_JOB = """
     queue {name} NOT NULL,
     task {name} NOT NULL,
@@ -66,7 +70,7 @@ TABLES = (
         "id {identity}," + _OF_A_JOB,
         (
             Index("pysqlx_jobs_claim", "queue, priority DESC, run_at, id", "state = 'available'"),
-            Index("pysqlx_jobs_due", "run_at", "state IN ('scheduled', 'retrying')"),
+            Index("pysqlx_jobs_due", "run_at", WAITS_FOR_ITS_TIME),
             Index("pysqlx_jobs_owner", "owner", "state = 'running'"),
             Index("pysqlx_jobs_unique", "unique_key", unique=True),
         ),
@@ -83,6 +87,12 @@ TABLES = (
         "    worker {text} NOT NULL,\n    error {text} NOT NULL,\n    traceback {text}",
         (Index("pysqlx_job_errors_of", "job_id"),),
     ),
+    Table(
+        "pysqlx_job_dispatchers",
+        "id {identity},\n    run {name} NOT NULL,\n    host {text} NOT NULL,\n    pid {integer} NOT NULL,\n"
+        "    started {integer} NOT NULL,\n    seen_at {integer} NOT NULL,\n    hints {text}",
+    ),
+    Table("pysqlx_job_queues", "name {name} NOT NULL PRIMARY KEY,\n    paused_at {integer}"),
 )
 
 
@@ -160,6 +170,8 @@ async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:
         if row["got"] != 1:
             raise JobSchemaError(f"another process has been migrating the job tables for {LOCK_TIMEOUT} s")
     elif dialect.provider == "sqlite":
+        # A property of the file. Without it whoever reads keeps everybody from writing.
+        await connection.query_as_dict("PRAGMA journal_mode = WAL")
         await connection.raw_cmd("BEGIN IMMEDIATE")
     else:
         await connection.begin()

@@ -7,13 +7,17 @@ attempt and with that owner, whatever was decided about it meanwhile elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ...errors import PySQLXError
 from .dialects import Dialect, Type
-from .life import State
+from .life import FINAL, State
+from .schema import WAITS_FOR_ITS_TIME
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
@@ -96,6 +100,25 @@ class Failure(Attempt, frozen=True, kw_only=True):
     traceback: str | None = None
 
 
+class Progress(Attempt, frozen=True, kw_only=True):
+    """How far an attempt is, in its handler's words."""
+
+    progress: str
+
+
+class JobOutcome(msgspec.Struct, frozen=True):
+    """How a job stands."""
+
+    state: State
+    result: str | None
+    error: str | None
+    """What went wrong last, if anything did."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in FINAL
+
+
 class Store:
     """The statements for one kind of database."""
 
@@ -126,17 +149,19 @@ class Store:
         self._with_keys = f"SELECT j.id, j.unique_key FROM pysqlx_jobs j JOIN {keys} ON r.unique_key = j.unique_key"
 
         pick = (
-            "SELECT {} FROM pysqlx_jobs WHERE state = 'available' AND queue = :queue "
+            "SELECT {} FROM pysqlx_jobs WHERE state = 'available' AND queue = :queue {}"
             f"ORDER BY priority DESC, run_at, id LIMIT :most {lock}"
         )
+        some = f"AND task IN (SELECT r.task FROM {dialect.rows(task='name')}) "
         claimed = ", ".join(Claimed.__struct_fields__)
         take = f"SET state = 'running', attempt = attempt + 1, owner = :owner, claimed_at = {now}"
-        self._claim = (
-            f"WITH picked AS MATERIALIZED ({pick.format('id')}) "
+        self._claim, self._claim_some = (
+            f"WITH picked AS MATERIALIZED ({pick.format('id', tasks)}) "
             f"UPDATE pysqlx_jobs {take} WHERE id IN (SELECT id FROM picked) RETURNING {claimed}"
+            for tasks in ("", some)
         )
-        self._pick = pick.format(claimed)
-        self._take = f"UPDATE pysqlx_jobs JOIN {ids} ON r.id = pysqlx_jobs.id {take}"
+        self._pick, self._pick_some = (pick.format(claimed, tasks) for tasks in ("", some))
+        self._take = f"UPDATE {self._one_by_one(ids, 'j.id = r.id')} {take}"
 
         # An attempt that still runs: whoever else has decided about it meanwhile was first.
         mine = "j.id = r.id AND j.attempt = r.attempt AND j.owner = r.owner AND j.state = 'running'"
@@ -154,9 +179,10 @@ class Store:
             owner="NULL",
             claimed_at="NULL",
         )
+        self._progress = self._changes(dialect.rows(**key, progress="text"), mine, progress="r.progress")
         self._hurry = self._changes(
             ids,
-            "j.id = r.id AND j.state IN ('scheduled', 'retrying')",
+            f"j.id = r.id AND j.{WAITS_FOR_ITS_TIME}",
             state="'available'",
             run_at=now,
             max_attempts=_MORE.format("j."),
@@ -176,22 +202,37 @@ class Store:
             "INSERT INTO pysqlx_job_errors (job_id, attempt, at, worker, error, traceback) "
             f"SELECT r.id, r.attempt, {now}, r.worker, r.error, r.traceback FROM {failed} JOIN pysqlx_jobs j ON {mine}"
         )
-        waits = f"state IN ('scheduled', 'retrying') AND run_at <= {now} ORDER BY run_at LIMIT :most"
+        waits = f"{WAITS_FOR_ITS_TIME} AND run_at <= {now} ORDER BY run_at LIMIT :most"
         self._release = (
             f"UPDATE pysqlx_jobs SET state = 'available' WHERE {waits}"
             if self._mysql
             else "UPDATE pysqlx_jobs SET state = 'available' "
             f"WHERE id IN (SELECT id FROM pysqlx_jobs WHERE {waits} {lock})"
         )
-        self._next = "SELECT min(run_at) AS run_at FROM pysqlx_jobs WHERE state IN ('scheduled', 'retrying')"
+        self._due_in = f"SELECT min(run_at) - {now} AS wait FROM pysqlx_jobs WHERE {WAITS_FOR_ITS_TIME}"
+        self._cancel_asked = (
+            "SELECT id FROM pysqlx_jobs "
+            "WHERE state = 'running' AND owner BETWEEN :first AND :last AND cancel_asked_at IS NOT NULL"
+        )
+        error = "(SELECT e.error FROM pysqlx_job_errors e WHERE e.job_id = j.id ORDER BY e.id DESC LIMIT 1) AS error"
+        self._outcome = (
+            f"SELECT j.state, NULL AS result, {error} FROM pysqlx_jobs j WHERE j.id = :id UNION ALL "
+            f"SELECT j.state, j.result, {error} FROM pysqlx_jobs_ended j WHERE j.id = :id"
+        )
         self._running = f"SELECT {claimed} FROM pysqlx_jobs WHERE state = 'running' AND owner BETWEEN :first AND :last"
+
+    @staticmethod
+    def _one_by_one(rows: str, condition: str) -> str:
+        """For MySQL and MariaDB: each row's job, found by its id and in no other way. What a server looks at on another
+        way it locks, and two that lock each other's rows are a deadlock."""
+        return f"{rows} STRAIGHT_JOIN pysqlx_jobs j FORCE INDEX (PRIMARY) ON {condition}"
 
     def _changes(self, rows: str, condition: str, **values: str) -> str:
         """An UPDATE of the jobs that belong to a row."""
         prefix = "j." if self._mysql else ""
         changed = ", ".join(f"{prefix}{column} = {value}" for column, value in values.items())
         if self._mysql:
-            return f"UPDATE pysqlx_jobs j JOIN {rows} ON {condition} SET {changed}"
+            return f"UPDATE {self._one_by_one(rows, condition)} SET {changed}"
         return f"UPDATE pysqlx_jobs AS j SET {changed} FROM {rows} WHERE {condition}"
 
     def _moves(self, rows: str, condition: str, state: str, result: str) -> list[str]:
@@ -203,13 +244,35 @@ class Store:
         if self._dialect.provider == "postgresql":
             gone = f"DELETE FROM pysqlx_jobs AS j USING {rows} WHERE {condition} RETURNING {moved}, {now}, {result}"
             return [f"WITH gone ({columns}, ended_at, result) AS ({gone}) {into} SELECT * FROM gone"]
-        copy = f"{into} SELECT {moved}, {now}, {result} FROM pysqlx_jobs j JOIN {rows} ON {condition}"
         if self._mysql:
-            return [f"{copy} FOR UPDATE", f"DELETE j FROM pysqlx_jobs j JOIN {rows} ON {condition}"]
+            ones = self._one_by_one(rows, condition)
+            return [
+                f"{into} SELECT {moved}, {now}, {result} FROM {ones} FOR UPDATE",
+                f"DELETE j FROM {ones}",
+            ]
+        copy = f"{into} SELECT {moved}, {now}, {result} FROM pysqlx_jobs j JOIN {rows} ON {condition}"
         return [
             copy,
             f"DELETE FROM pysqlx_jobs AS j WHERE j.id IN (SELECT r.id FROM {rows} WHERE {condition})",
         ]
+
+    async def begin(self, connection: PySQLXEngine) -> None:
+        """Begin a transaction that is going to write."""
+        await connection.raw_cmd(self._dialect.begin)
+
+    async def undo(self, connection: PySQLXEngine) -> None:
+        with contextlib.suppress(PySQLXError):  # the connection is lost: so is its transaction
+            await connection.rollback()
+
+    @asynccontextmanager
+    async def transaction(self, connection: PySQLXEngine) -> AsyncIterator[None]:
+        await self.begin(connection)
+        try:
+            yield
+            await connection.commit()
+        except BaseException:
+            await self.undo(connection)
+            raise
 
     # -- a job's life ---------------------------------------------------------------------------------------------
 
@@ -258,14 +321,19 @@ class Store:
                 ids[place] = int(row["id"])
         return [ids[place] for place in range(len(jobs))]
 
-    async def claim(self, connection: PySQLXEngine, queue: str, most: int, owner: int) -> list[Claimed]:
-        """Take at most so many of what is available, the most urgent first. On MySQL and MariaDB to be called in a
-        transaction."""
-        asked = {"queue": queue, "most": most}
+    async def claim(
+        self, connection: PySQLXEngine, queue: str, most: int, owner: int, tasks: Iterable[str] | None = None
+    ) -> list[Claimed]:
+        """Take at most so many of what is available, the most urgent first. `tasks`: of these only. On MySQL and
+        MariaDB to be called in a transaction."""
+        asked: dict[str, object] = {"queue": queue, "most": most}
+        if tasks is not None:
+            asked["rows"] = _json({"task": task} for task in tasks)
         if self._dialect.returning:
-            rows = await connection.query_as_dict(self._claim, {**asked, "owner": owner})
+            statement = self._claim if tasks is None else self._claim_some
+            rows = await connection.query_as_dict(statement, {**asked, "owner": owner})
         else:
-            rows = await connection.query_as_dict(self._pick, asked)
+            rows = await connection.query_as_dict(self._pick if tasks is None else self._pick_some, asked)
             if rows:
                 ids = _ids(row["id"] for row in rows)
                 await connection.execute(self._take, {"rows": ids, "owner": owner})
@@ -290,15 +358,34 @@ class Store:
         """Make available what is due. Gives how many."""
         return await connection.execute(self._release, {"most": most})
 
-    async def next_due(self, connection: PySQLXEngine) -> int | None:
-        """When the next job is due, in microseconds since 1970; None: no job waits for its time."""
-        (row,) = await connection.query_as_dict(self._next)
-        return None if row["run_at"] is None else int(row["run_at"])
+    async def due_in(self, connection: PySQLXEngine) -> float | None:
+        """Seconds until the next job is due; None: no job waits for its time."""
+        (row,) = await connection.query_as_dict(self._due_in)
+        return None if row["wait"] is None else max(0, int(row["wait"])) / 1_000_000
+
+    async def paused(self, connection: PySQLXEngine) -> list[str]:
+        """The queues from which nothing is to be claimed."""
+        rows = await connection.query_as_dict("SELECT name FROM pysqlx_job_queues WHERE paused_at IS NOT NULL")
+        return [row["name"] for row in rows]
 
     async def running(self, connection: PySQLXEngine, first: int, last: int) -> list[Claimed]:
         """What runs for the owners from `first` to `last`."""
         rows = await connection.query_as_dict(self._running, {"first": first, "last": last})
         return [Claimed(**row) for row in rows]
+
+    async def cancel_asked(self, connection: PySQLXEngine, first: int, last: int) -> list[int]:
+        """Which jobs that run for these owners somebody wants to be cancelled."""
+        rows = await connection.query_as_dict(self._cancel_asked, {"first": first, "last": last})
+        return [int(row["id"]) for row in rows]
+
+    async def set_progress(self, connection: PySQLXEngine, progress: Sequence[Progress]) -> int:
+        """Write how far these attempts are."""
+        return await connection.execute(self._progress, {"rows": _json(progress)})
+
+    async def outcome(self, connection: PySQLXEngine, id_: int) -> JobOutcome | None:
+        """How a job stands; None: there is none."""
+        rows = await connection.query_as_dict(self._outcome, {"id": id_})
+        return JobOutcome(State(rows[0]["state"]), rows[0]["result"], rows[0]["error"]) if rows else None
 
     # -- what users want ------------------------------------------------------------------------------------------
 
@@ -307,6 +394,20 @@ class Store:
         rows = _ids(ids)
         asked = await connection.execute(self._ask_to_cancel, {"rows": rows})
         return await self._move(connection, self._cancel, rows), asked
+
+    async def pause(self, connection: PySQLXEngine, queue: str) -> None:
+        """Have nothing claimed from `queue` until `resume`. What runs goes on."""
+        await self._set_paused(connection, queue, self._dialect.now)
+
+    async def resume(self, connection: PySQLXEngine, queue: str) -> None:
+        await self._set_paused(connection, queue, "NULL")
+
+    async def _set_paused(self, connection: PySQLXEngine, queue: str, at: str) -> None:
+        otherwise = "ON DUPLICATE KEY UPDATE" if self._mysql else "ON CONFLICT (name) DO UPDATE SET"
+        await connection.execute(
+            f"INSERT INTO pysqlx_job_queues (name, paused_at) VALUES (:name, {at}) {otherwise} paused_at = {at}",
+            {"name": queue},
+        )
 
     async def revive(self, connection: PySQLXEngine, ids: Iterable[int]) -> int:
         """Make available what waits for its time, or has ended: unless another job has its unique key by now. Gives how

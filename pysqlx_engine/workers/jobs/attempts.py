@@ -1,0 +1,65 @@
+"""What an attempt came to, as what has to be written. Decided by the job's life, and by nothing else."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .life import FINAL, Event, Life, State, after
+from .store import Attempt, Claimed, Ended, Failure, Postponed
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """That an attempt is over."""
+
+    attempt: Attempt
+    ended: Ended | None = None
+    postponed: Postponed | None = None
+    """Neither: whoever ran it has written that it ended, in a transaction of its own."""
+    failure: Failure | None = None
+    hurry: bool = False
+    """The next attempt may be at once."""
+
+
+def completed(job: Claimed, result: str | None = None) -> Report:
+    return _report(job, Event.COMPLETE, result=result)
+
+
+def failed(job: Claimed, worker: str, error: str, traceback: str | None = None, *, wait: int = 0) -> Report:
+    """`wait`: microseconds until the next attempt, if there is one."""
+    return _report(job, Event.FAIL, wait=wait, failure=_failure(job, worker, error, traceback))
+
+
+def snoozed(job: Claimed, wait: int, worker: str = "", error: str = "") -> Report:
+    """`error`: why, where that is of interest to whoever looks at the job."""
+    return _report(job, Event.SNOOZE, wait=wait, failure=_failure(job, worker, error) if error else None)
+
+
+def given_back(job: Claimed) -> Report:
+    return _report(job, Event.GIVE_BACK)
+
+
+def abandoned(job: Claimed, worker: str, reason: str) -> Report:
+    return _report(job, Event.ABANDON, failure=_failure(job, worker, reason) if reason else None)
+
+
+def _report(
+    job: Claimed, event: Event, *, wait: int | None = None, result: str | None = None, failure: Failure | None = None
+) -> Report:
+    life = after(
+        Life(State.RUNNING, job.attempt, job.max_attempts, job.owner), event, attempt=job.attempt, owner=job.owner
+    )
+    key = {"id": job.id, "attempt": job.attempt, "owner": job.owner}
+    if life.state in FINAL:
+        ended = Ended(state=life.state, result=result, **key)
+        return Report(attempt=_attempt(job), ended=ended, failure=failure)
+    postponed = Postponed(state=life.state, attempt_after=life.attempt, wait=wait, **key)
+    hurry = life.state is State.AVAILABLE or wait == 0
+    return Report(attempt=_attempt(job), postponed=postponed, failure=failure, hurry=hurry)
+
+
+def _attempt(job: Claimed) -> Attempt:
+    return Attempt(id=job.id, attempt=job.attempt, owner=job.owner)
+
+
+def _failure(job: Claimed, worker: str, error: str, traceback: str | None = None) -> Failure:
+    return Failure(id=job.id, attempt=job.attempt, owner=job.owner, worker=worker, error=error, traceback=traceback)

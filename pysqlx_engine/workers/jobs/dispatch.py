@@ -1,0 +1,215 @@
+"""Which worker gets which job, how many are to be claimed, and what is to be written.
+
+Pure: no clock, no database, no sockets. Times are seconds, and given. `dispatcher` asks and writes.
+
+A worker's credit is its free slots: it is never given more than it can begin, so a job never waits behind another one
+in a worker while a second worker is idle. What is claimed beyond that waits in the hand, here, and is as much as was
+finished in the last moments: many short jobs are claimed in large batches, and of long ones none is claimed before
+somebody is there to run it. What has been in the hand for too long is given back, perhaps to another host.
+
+Jobs whose handlers use connections are handed out up to the number of connections that there are for them.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .attempts import Report, failed, given_back, snoozed
+from .store import Claimed
+
+AHEAD = 0.05
+"""Seconds: as many jobs are claimed ahead as were finished within the last so many."""
+MOST_AHEAD = 2000
+LONGEST_IN_HAND = 1.0
+"""Seconds that a claimed job may wait for a worker."""
+UNKNOWN_TASK = 60_000_000
+"""Microseconds until a job is tried again whose task no worker knows: a deployment may bring one that does."""
+
+
+@dataclass
+class _Worker:
+    slots: int
+    tasks: Mapping[str, bool]
+    """The tasks that it can run, and whether their handlers use connections."""
+    jobs: dict[int, Claimed] = field(default_factory=dict)
+    """What it was given, and has not reported yet."""
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.jobs)
+
+
+class Wanted(NamedTuple):
+    jobs: int
+    tasks: frozenset[str] | None = None
+    """Of these tasks only; None: of any."""
+
+
+class Dispatch:
+    def __init__(self, connections: int) -> None:
+        """`connections`: how many handlers that use connections can run at a time, in all workers together."""
+        self._connections = connections
+        self._connected = 0
+        """Jobs at workers whose handlers use connections."""
+        self._workers: dict[str, _Worker] = {}
+        self._hand: list[Claimed] = []
+        self._since: dict[int, float] = {}
+        """Since when each job is in the hand."""
+        self._finished: collections.deque[tuple[float, int]] = collections.deque()
+        self.unwritten: list[Report] = []
+        """What has to be written. Whoever has written it takes it out."""
+        self.draining = False
+        """Nothing is claimed or handed out any more."""
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def join(self, name: str, slots: int, tasks: Mapping[str, bool], running: Iterable[Claimed] = ()) -> None:
+        """A worker is there. `running`: what it runs already, given to it by a dispatcher before this one."""
+        worker = self._workers[name] = _Worker(slots, dict(tasks))
+        for job in running:
+            self._give(worker, job)
+
+    def leave(self, name: str, reason: str) -> None:
+        """A worker is gone, and with it what it ran: failed attempts, each to be made up for at once."""
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return
+        for job in list(worker.jobs.values()):
+            self._take(worker, job)
+            self.unwritten.append(failed(job, name, reason))
+
+    def retire(self, name: str) -> None:
+        """A worker takes no more jobs, and will report those that it has."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.slots = 0
+
+    def report(self, name: str, reports: Sequence[Report], now: float) -> None:
+        """A worker has finished these. Of one that was taken for dead, or is not known any more, they are late: what
+        they say is written all the same, if the rows still say that it runs."""
+        worker = self._workers.get(name)
+        for report in reports:
+            job = worker.jobs.get(report.attempt.id) if worker is not None else None
+            if worker is not None and job is not None and job.owner == report.attempt.owner:
+                self._take(worker, job)
+            if report.ended is not None or report.postponed is not None:
+                self.unwritten.append(report)
+        self._finished.append((now, len(reports)))
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def wanted(self, now: float) -> Wanted:
+        """What to claim."""
+        if self.draining or not any(worker.slots for worker in self._workers.values()):
+            return Wanted(0)
+        while self._finished and self._finished[0][0] < now - AHEAD:
+            self._finished.popleft()
+        free = sum(max(0, worker.free) for worker in self._workers.values())
+        ahead = min(MOST_AHEAD, sum(count for _, count in self._finished))
+        if free and self._hand and self._connected >= self._connections:
+            # What is in the hand waits for connections, and so would more of it. What needs none need not wait.
+            tasks = frozenset(
+                task for worker in self._workers.values() for task, connects in worker.tasks.items() if not connects
+            )
+            return Wanted(free if tasks else 0, tasks)
+        return Wanted(max(0, free + ahead - len(self._hand)))
+
+    def claimed(self, jobs: Sequence[Claimed], now: float) -> None:
+        """These were claimed, the most urgent first."""
+        self._hand += jobs
+        if any(job.priority != self._hand[0].priority for job in jobs):
+            self._hand.sort(key=lambda job: -job.priority)
+        self._since.update((job.id, now) for job in jobs)
+
+    def hand_out(self) -> dict[str, list[Claimed]]:
+        """Who gets what now."""
+        given: dict[str, list[Claimed]] = {}
+        if self.draining or not self._hand:
+            return given
+        kept: list[Claimed] = []
+        free = {name: worker for name, worker in self._workers.items() if worker.free > 0}
+        known = {task for worker in self._workers.values() for task in worker.tasks}
+        for place, job in enumerate(self._hand):
+            if not free:
+                kept += self._hand[place:]
+                break
+            if job.task not in known:
+                self._nobody_knows(job)
+                continue
+            candidates = [name for name, worker in free.items() if self._may_have(worker, job)]
+            if not candidates:
+                kept.append(job)
+                continue
+            name = max(candidates, key=lambda name: free[name].free)
+            worker = free[name]
+            self._give(worker, job)
+            given.setdefault(name, []).append(job)
+            del self._since[job.id]
+            if worker.free <= 0:
+                del free[name]
+        self._hand = kept
+        return given
+
+    def give_back_old(self, now: float) -> None:
+        """Give back what has waited here for too long."""
+        old = {job.id for job in self._hand if now - self._since[job.id] >= LONGEST_IN_HAND}
+        self._give_back(old)
+
+    def drain(self) -> None:
+        """Claim and hand out nothing any more, and give back what has not begun."""
+        self.draining = True
+        self._give_back(set(self._since))
+
+    def holds(self) -> set[tuple[int, int]]:
+        """The claims that are known here, as job and owner: in the hand, at a worker, or on their way to the
+        database."""
+        found = {(job.id, job.owner) for job in self._hand}
+        for worker in self._workers.values():
+            found.update((job.id, job.owner) for job in worker.jobs.values())
+        found.update((report.attempt.id, report.attempt.owner) for report in self.unwritten)
+        return found
+
+    def who_has(self, ids: Collection[int]) -> dict[str, list[Claimed]]:
+        """Which of these jobs run where."""
+        found: dict[str, list[Claimed]] = {}
+        for name, worker in self._workers.items():
+            jobs = [worker.jobs[id_] for id_ in ids if id_ in worker.jobs]
+            if jobs:
+                found[name] = jobs
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is claimed, and everything is written."""
+        return not self._hand and not self.unwritten and not any(worker.jobs for worker in self._workers.values())
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._hand)
+
+    # -- the steps ------------------------------------------------------------------------------------------------
+
+    def _may_have(self, worker: _Worker, job: Claimed) -> bool:
+        connects = worker.tasks.get(job.task)
+        return connects is not None and (not connects or self._connected < self._connections)
+
+    def _give(self, worker: _Worker, job: Claimed) -> None:
+        worker.jobs[job.id] = job
+        self._connected += bool(worker.tasks.get(job.task))
+
+    def _take(self, worker: _Worker, job: Claimed) -> None:
+        del worker.jobs[job.id]
+        self._connected -= bool(worker.tasks.get(job.task))
+
+    def _give_back(self, ids: Collection[int]) -> None:
+        self.unwritten += [given_back(job) for job in self._hand if job.id in ids]
+        self._hand = [job for job in self._hand if job.id not in ids]
+        for id_ in ids:
+            del self._since[id_]
+
+    def _nobody_knows(self, job: Claimed) -> None:
+        del self._since[job.id]
+        self.unwritten.append(snoozed(job, UNKNOWN_TASK, "dispatcher", f"no worker has a task named {job.task!r}"))

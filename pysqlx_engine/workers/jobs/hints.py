@@ -1,0 +1,79 @@
+"""Hints: "there is work", told to the dispatchers of this host, so that they need not be polling fast.
+
+A hint is an empty datagram to a socket whose name the dispatcher has put into its row. It says nothing, and may be
+lost, or come from anybody: then somebody looks in vain, or a second later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..membership import host_identity
+from .dialects import dialect_of
+from .presence import Register
+
+if TYPE_CHECKING:
+    from ...engine import PySQLXEngine
+
+_KNOWN_FOR = 5.0
+"""Seconds until the table is asked again who listens."""
+_MOST = 16
+"""Dispatchers of this host that are told."""
+
+
+class Listener:
+    """Calls `heard` in the running event loop for hints, until it is closed."""
+
+    def __init__(self, heard: Callable[[], None]) -> None:
+        self.name = f"pysqlx-jobs-{secrets.token_hex(8)}"
+        self._heard = heard
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(_address(self.name))
+        self._loop.add_reader(self._socket, self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):
+            for _ in range(1000):  # many at once are one
+                self._socket.recv(1)
+        self._heard()
+
+
+class Hints:
+    """Tells who listens. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self.here: Listener | None = None
+        """A listener in this process: it is told, whatever the table says."""
+        self._socket: socket.socket | None = None
+        self._listeners: list[str] = []
+        self._ask_at = 0.0
+
+    async def tell(self, connection: PySQLXEngine) -> None:
+        """Tell everybody on this host, by what `connection` says about who that is."""
+        now = time.monotonic()
+        if now >= self._ask_at:
+            self._ask_at = now + _KNOWN_FOR
+            host = host_identity()
+            everybody = await Register(dialect_of(connection)).all(connection)
+            self._listeners = [one.hints for one in everybody if one.hints is not None and one.host == host][:_MOST]
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        for name in {*self._listeners, *([self.here.name] if self.here is not None else [])}:
+            with suppress(OSError):  # it is gone, or has hints enough
+                self._socket.sendto(b"", _address(name))
+
+
+def _address(name: str) -> bytes:
+    """In no directory: who enqueues may be another user, in another root, than who works."""
+    return b"\0" + name.encode()

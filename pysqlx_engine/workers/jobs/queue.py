@@ -1,0 +1,295 @@
+"""`JobQueue`: what a program declares its tasks with, enqueues by, and runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypeVar, overload
+
+from ...engine import PySQLXEngine, PySQLXEngineSync
+from ...engine.connection import asynchronous
+from ...engine.driving import drive
+from ...errors import JobError, JobFailedError, JobSchemaError, QueryError, RawCmdError
+from .dialects import dialect_of
+from .dispatcher import prepare
+from .hints import Hints
+from .life import State
+from .pools import QueuePools, held
+from .retries import Backoff
+from .schema import migrate
+from .serving import GRACE, Told, serve_here, told_to_stop
+from .store import NewJob, Store
+from .tasks import Task, TaskOptions, check_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_PAYLOAD = 256 * 1024
+_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5
+"""Seconds between two looks for a result."""
+
+
+class JobQueue:
+    """Tasks, and the database in which their jobs are.
+
+    Args:
+        uri: the database, as for a pool. Left out: the setting PYSQLX_URI.
+        queues: the queues that `run` serves, by name, or with a weight for each: of two that are both full, one with
+            weight 3 gets three times as many jobs run as one with weight 1.
+        concurrency: jobs that a worker process runs at a time, 1 to 10000.
+        max_size: most connections, as for a pool; at least 2 to run jobs. Left out: PYSQLX_MAX_SIZE, else 10.
+        max_payload: bytes of JSON that a job's arguments, or a stored result, may have.
+
+    Raises ValueError or TypeError for a value outside its range, ConnectError for a URI that no driver takes.
+    """
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        *,
+        queues: Iterable[str] | Mapping[str, int] = ("default",),
+        concurrency: int = 10,
+        max_size: int | None = None,
+        max_payload: int = MAX_PAYLOAD,
+    ) -> None:
+        weights = dict(queues) if isinstance(queues, Mapping) else dict.fromkeys(queues, 1)
+        if not weights:
+            raise ValueError("queues must name one at least")
+        for name, weight in weights.items():
+            check_name("queue", name)
+            if not isinstance(weight, int) or not 1 <= weight <= 1000:
+                raise ValueError(f"the weight of queue {name} must be a whole number from 1 to 1000, not {weight!r}")
+        if not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000:
+            raise ValueError(f"concurrency must be a whole number from 1 to 10000, not {concurrency!r}")
+        self.weights = weights
+        self.concurrency = concurrency
+        self.max_payload = max_payload
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self._pools = QueuePools(uri=uri, min_size=0, max_size=max_size, name="jobs")
+        self._hints = Hints()
+        self._prepared = False
+        self._told: Told | None = None
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        max_attempts: int = 20,
+        timeout: float | None = None,
+        priority: int = 0,
+        backoff: Backoff | None = None,
+        transactional: bool = False,
+        store_result: bool = False,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        max_attempts: int = 20,
+        timeout: float | None = None,
+        priority: int = 0,
+        backoff: Backoff | None = None,
+        transactional: bool = False,
+        store_result: bool = False,
+    ) -> Any:
+        """Make a function a task.
+
+        What the function's parameters are annotated with decides what it gets: `PySQLXEngine` (a plain function:
+        `PySQLXEngineSync`) a connection for as long as it runs, `PySQLXEnginePool` (`PySQLXEnginePoolSync`) the pool,
+        `Job` the job; all others are the job's arguments, validated by their annotations.
+
+        Args:
+            name: what its jobs are known by; left out: the function's name. A second task of one name is refused.
+            queue: where its jobs are enqueued.
+            max_attempts: 1 to 1000.
+            timeout: seconds for one attempt, without its wait for a connection; None: as long as it likes.
+            priority: higher runs first.
+            backoff: how long a failed job waits.
+            transactional: commit what the handler does by its connection together with the job's end, or neither.
+            store_result: keep what it returns for `result`.
+
+        Raises TypeError for a function that cannot be a handler, ValueError for an option outside its range.
+        """
+        backoff = Backoff() if backoff is None else backoff
+        settings = TaskOptions(queue, max_attempts, timeout, priority, backoff, transactional, store_result)
+
+        def declare(function: Callable[P, R]) -> Task[P, R]:
+            known = getattr(function, "__name__", None) if name is None else name
+            if known is None:
+                raise TypeError(f"{function!r} has no name: give it one by name=")
+            check_name("name", known)
+            if known in self.tasks:
+                raise ValueError(f"there is a task {known!r} already: give one of them another name by name=")
+            task = Task(self, known, function, settings)
+            self.tasks[known] = task
+            return task
+
+        return declare if function is None else declare(function)
+
+    @property
+    def abilities(self) -> dict[str, bool]:
+        """The tasks by name, and whether their handlers use connections."""
+        return {name: task.signature.uses_connections for name, task in self.tasks.items()}
+
+    # -- enqueue, and look ----------------------------------------------------------------------------------------
+
+    async def enqueue(self, jobs: Sequence[NewJob], conn: PySQLXEngine | None = None) -> list[int]:
+        """What `Task.enqueue` does, for jobs that are ready."""
+        if conn is None:
+            inherited = held.get()
+            if isinstance(inherited, PySQLXEngineSync):
+                raise JobError("a plain function enqueues by enqueue_sync()")
+            conn = inherited
+        if conn is not None:
+            return await self._enqueue_by(conn, jobs)
+        pool = await self._pools.for_tasks()
+        async with pool.connection() as connection:
+            return await self._enqueue_alone(connection, jobs)
+
+    def enqueue_sync(self, jobs: Sequence[NewJob], conn: PySQLXEngineSync | None = None) -> list[int]:
+        """`enqueue`, for threads."""
+        if conn is None:
+            inherited = held.get()
+            if isinstance(inherited, PySQLXEngine):
+                raise JobError("a coroutine enqueues by `await` and enqueue()")
+            conn = inherited
+        if conn is not None:
+            return drive(self._enqueue_by(asynchronous(conn), jobs))
+        with self._pools.for_threads().connection() as connection:
+            return drive(self._enqueue_alone(asynchronous(connection), jobs))
+
+    async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+        """In whatever transaction its user has begun."""
+        dialect = dialect_of(connection)
+        store = Store(dialect)
+        if not self._prepared and not dialect.migrates_by_itself:
+            await prepare(connection, dialect)
+        try:
+            ids = await store.enqueue(connection, jobs)
+        except QueryError as error:
+            # Not asked before: on SQLite a transaction that has read something may be refused to write after it.
+            if not dialect.migrates_by_itself or "no such table" not in error.message:
+                raise
+            await _make_tables(connection)
+            ids = await store.enqueue(connection, jobs)
+        self._prepared = True
+        await self._hints.tell(connection)
+        return ids
+
+    async def _enqueue_alone(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+        if len(jobs) == 1:
+            return await self._enqueue_by(connection, jobs)
+        if not self._prepared:
+            await prepare(connection, dialect_of(connection))
+        async with Store(dialect_of(connection)).transaction(connection):
+            ids = await self._enqueue_by(connection, jobs)
+        await self._hints.tell(connection)
+        return ids
+
+    async def migrate(self) -> int:
+        """Bring the job tables to this version, and give the number of migrations that it took. Raises
+        JobSchemaError."""
+        async with (await self._pools.for_tasks()).connection() as connection:
+            return await migrate(connection)
+
+    async def result(self, job_id: int, timeout: float | None = None) -> Any:
+        """What the handler of a job has returned, where its task has `store_result`; None where it has not.
+
+        Waits until the job has ended. Raises JobFailedError when it was discarded or cancelled, JobError when there is
+        no such job, TimeoutError after `timeout` seconds.
+        """
+        pause = _FIRST_LOOK
+        async with asyncio.timeout(timeout):
+            while True:
+                async with (await self._pools.for_tasks()).connection() as connection:
+                    found = await Store(dialect_of(connection)).outcome(connection, job_id)
+                if found is None:
+                    raise JobError(f"there is no job {job_id}")
+                if found.state is State.COMPLETED:
+                    return None if found.result is None else json.loads(found.result)
+                if found.ended:
+                    raise JobFailedError(f"job {job_id} was {found.state}: {found.error or 'no reason was given'}")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_LOOK)
+
+    async def cancel(self, *ids: int) -> tuple[int, int]:
+        """Cancel jobs that wait, and ask those that run to stop. Gives how many of each; those that have ended, or are
+        unknown, are neither."""
+        async with self._transaction() as (store, connection):
+            return await store.cancel(connection, ids)
+
+    async def retry(self, *ids: int) -> int:
+        """Have jobs run now that wait for their time or have ended, however that was; one more attempt is allowed where
+        none was left. Gives how many."""
+        async with self._transaction() as (store, connection):
+            return await store.revive(connection, ids)
+
+    async def pause(self, queue: str = "default") -> None:
+        """Begin nothing of a queue, on any host, until `resume`. What runs goes on."""
+        async with self._transaction() as (store, connection):
+            await store.pause(connection, queue)
+
+    async def resume(self, queue: str = "default") -> None:
+        """See `pause`."""
+        async with self._transaction() as (store, connection):
+            await store.resume(connection, queue)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[tuple[Store, PySQLXEngine]]:
+        """One that dispatchers are told of."""
+        async with (await self._pools.for_tasks()).connection() as connection:
+            store = Store(dialect_of(connection))
+            async with store.transaction(connection):
+                yield store, connection
+            await self._hints.tell(connection)
+
+    async def close(self) -> None:
+        """Close the pools that this queue has opened in the running event loop, and for threads."""
+        await self._pools.stop()
+
+    # -- run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run jobs until TERM or INT, then let those that run come to their end. Returns then.
+
+        Raises JobError for a budget of less than 2, JobSchemaError for a database without the tables, and what the
+        start of a pool raises.
+        """
+        asyncio.run(self.serve())
+
+    async def serve(self, grace: float = GRACE) -> None:
+        """`run`, in an event loop of one's own. `grace`: seconds that jobs get to end."""
+        if self._told is not None:
+            raise JobError("this queue is being served already")
+        with told_to_stop() as told:
+            self._told = told
+            try:
+                await serve_here(self, self._pools, self._hints, grace, told)
+            finally:
+                self._told = None
+
+    def stop(self) -> None:
+        """Have `serve` or `run` come to their end, as TERM does. Called again: do not wait for what still runs. May be
+        called from any thread; does nothing when nothing is served."""
+        if self._told is not None:
+            self._told.tell()
+
+
+async def _make_tables(connection: PySQLXEngine) -> None:
+    try:
+        await migrate(connection)
+    except RawCmdError as error:
+        raise JobSchemaError(
+            "there are no job tables yet, and they cannot be made within a transaction: call migrate() of the queue "
+            f"before ({error.message})"
+        ) from None

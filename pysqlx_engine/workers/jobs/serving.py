@@ -1,0 +1,156 @@
+"""Runs a queue in one process: a dispatcher and a runner in one event loop, until a signal says that it is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ...errors import JobError
+from ...pool import registry
+from .dispatcher import Dispatcher
+from .hints import Hints, Listener
+from .runner import Runner
+
+if TYPE_CHECKING:
+    from ...pool import PySQLXEnginePool
+    from .attempts import Report
+    from .pools import QueuePools
+    from .queue import JobQueue
+    from .store import Claimed, Progress
+
+logger = logging.getLogger("pysqlx_engine")
+
+GRACE = 30.0
+"""Seconds that jobs get to end."""
+_LAST_WORDS = 5.0
+"""Seconds for the database to take what the last jobs came to."""
+
+
+class Told:
+    """To stop, and, when told again, not to wait any more. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def tell(self) -> None:
+        self._call(self._tell)
+
+    def drain(self) -> None:
+        """Stop, however often it is said."""
+        self._call(self.stop.set)
+
+    def _tell(self) -> None:
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+    def _call(self, what: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
+            self._loop.call_soon_threadsafe(what)
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[Told]:
+    """INT, TERM (where nobody else has a handler for it) and the drain of a run tell."""
+    told = Told()
+    loop = asyncio.get_running_loop()
+    handled: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        handled.append(signal.SIGINT)
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            handled.append(signal.SIGTERM)  # a worker of a run has one, which comes here as INT
+    for number in handled:
+        loop.add_signal_handler(number, told.tell)
+    registry.on_drain.append(told.drain)
+    try:
+        yield told
+    finally:
+        registry.on_drain.remove(told.drain)
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: float, told: Told) -> None:
+    """Raises JobError for a budget of less than 2, and what `Dispatcher.serve` raises."""
+    pool = await pools.for_tasks()
+    check_budget(pool.stats().max_size)
+    here = _Here(queue, pools, pool)
+    hints.here = here.listener
+    serving = asyncio.ensure_future(here.dispatcher.serve())
+    try:
+        waiting = asyncio.ensure_future(told.stop.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not serving.done():
+            await here.drain(grace, told)
+        if serving.done():
+            serving.result()
+    finally:
+        serving.cancel()
+        hints.here = None
+        here.listener.close()
+        await pools.stop()
+
+
+def check_budget(size: int) -> None:
+    if size < 2:
+        raise JobError(
+            f"a budget of {size} is too small to run jobs: the dispatcher needs a connection, and the handlers need "
+            "another one (max_size)"
+        )
+
+
+class _Here:
+    """The one worker of its dispatcher."""
+
+    def __init__(self, queue: JobQueue, pools: QueuePools, pool: PySQLXEnginePool) -> None:
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self.listener = Listener(self._hint)
+        self.runner = Runner(
+            self._name,
+            queue.tasks,
+            pools,
+            report=self._report,
+            set_progress=self._set_progress,
+            max_result=queue.max_payload,
+        )
+        self.dispatcher = Dispatcher(
+            pool,
+            queue.weights,
+            self,
+            connections=pool.stats().max_size - 1,
+            run=f"process-{secrets.token_hex(8)}",
+            hints=self.listener.name,
+        )
+        self.dispatcher.join(self._name, queue.concurrency, queue.abilities)
+
+    def send(self, worker: str, jobs: list[Claimed]) -> None:
+        self.runner.start(jobs)
+
+    def cancel(self, worker: str, jobs: list[Claimed]) -> None:
+        self.runner.cancel(jobs)
+
+    def _hint(self) -> None:
+        self.dispatcher.hint()
+
+    def _report(self, report: Report) -> None:
+        self.dispatcher.report(self._name, [report])
+
+    def _set_progress(self, progress: Progress) -> None:
+        self.dispatcher.set_progress(progress)
+
+    async def drain(self, grace: float, told: Told) -> None:
+        written = asyncio.ensure_future(self.dispatcher.drain())
+        await self.runner.drain(grace, told.hurry)
+        done, _ = await asyncio.wait({written}, timeout=_LAST_WORDS)
+        if not done:
+            written.cancel()
+            logger.warning("Jobs: the database has not taken what the last jobs came to: they will run again")
