@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 if TYPE_CHECKING:
+    import socket
+
     from .coordinator import CoordinatorConfig
+    from .jobs.served import DispatcherSpec
 
 __all__ = [
     "CHILD_SIGNALS",
@@ -22,6 +25,7 @@ __all__ = [
     "coordinator_main",
     "describe_exit",
     "die_with",
+    "dispatcher_main",
     "kill_group",
     "open_standard_streams",
     "start_time",
@@ -47,6 +51,18 @@ def coordinator_main(
     from . import coordinator  # ZeroMQ, which no other child needs before its first pool
 
     coordinator.main(config, ready)
+
+
+def dispatcher_main(
+    spec: DispatcherSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None
+) -> None:
+    """The whole life of a dispatcher of jobs."""
+    become_child("pysqlx-run: dispatcher", spec.supervisor, stdout, stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(spec.environment)
+    from .jobs import dispatcher_process  # asyncio and the driver, which the supervisor does not need
+
+    dispatcher_process.main(spec, control)
 
 
 def become_child(title: str, parent: int, stdout: Connection | None, stderr: Connection | None) -> None:

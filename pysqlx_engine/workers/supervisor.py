@@ -30,8 +30,9 @@ from multiprocess import resource_tracker
 from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
+from .jobs.served import DIRECTORY, DispatcherSpec, ServedQueue
 from .output import Pump, line_prefix
-from .process import CHILD_SIGNALS, coordinator_main, describe_exit, kill_group
+from .process import CHILD_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
 from .rundir import RunDirectory
 from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, Target, WorkerSpec
 from .worker import main as worker_main
@@ -51,6 +52,8 @@ FAILED = 1
 Restart = Literal["never", "on-failure", "always"]
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
+_DISPATCHERS = 2  # that a run is expected to have: one for each queue that it serves
+_DOUBT = 2.0  # seconds after a worker's death in which a dispatcher that dies may not have seen to its jobs
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 _OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
 _LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
@@ -136,21 +139,24 @@ class RunPlan:
     def open_files(self) -> int:
         """How many files the supervisor may have open at once."""
         per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
-        return _OPEN_FILES + per_child * (self.workers + self.start_coordinator)
+        return _OPEN_FILES + per_child * (self.workers + self.start_coordinator + _DISPATCHERS)
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for a child: a worker's number, or the coordinator. It stays while its children come and go."""
+    """A place for a child: a worker's number, the coordinator, or a queue's dispatcher. It stays while its children
+    come and go."""
 
     name: str
     policy: RestartPolicy
     color: int
-    number: int | None = None  # None: the coordinator
+    number: int | None = None  # of a worker
+    queue: ServedQueue | None = None  # of a dispatcher
     child: _Child | None = None
     restarts: int = 0
     restart_at: float | None = None
     failed: bool = False  # the last child ended badly
+    ended_at: float | None = None  # when the last child did
 
 
 @dataclass(slots=True)
@@ -159,7 +165,7 @@ class _Child:
     process: SpawnProcess
     pidfd: int
     started: float
-    control: socket.socket | None = None  # a worker's
+    control: socket.socket | None = None  # all but the coordinator have one
     ready: Connection | None = None  # the coordinator's, until it has said so
     pools: list[PoolStats] | None = None  # its answer to the question that is open
 
@@ -171,10 +177,10 @@ class _Child:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def tell(self, operation: str) -> None:
+    def tell(self, operation: str, **more: object) -> None:
         if self.control is not None:
             with contextlib.suppress(OSError):  # dead, or not reading: then the signal has to do
-                self.control.send(json.dumps({"op": operation}).encode())
+                self.control.send(json.dumps({"op": operation, **more}).encode())
 
 
 class Supervisor:
@@ -192,6 +198,8 @@ class Supervisor:
         self._coordinator: _Slot | None = None
         if plan.start_coordinator:
             self._coordinator = _Slot("coordinator", RestartPolicy("always"), -1)
+        self._dispatchers: dict[str, _Slot] = {}  # by the socket of their queue
+        self._died_at = 0.0  # when a worker has died last
         self._children: dict[int, _Child] = {}  # by pid
         self._workers_started = False
         self._any_had_a_pool = False
@@ -251,6 +259,7 @@ class Supervisor:
     def _all_slots(self) -> Iterator[_Slot]:
         if self._coordinator is not None:
             yield self._coordinator
+        yield from self._dispatchers.values()
         yield from self._slots
 
     def _step(self) -> None:
@@ -304,7 +313,7 @@ class Supervisor:
         # The child's ends of its pipes, which we close once it has them; and ours, which stay if it was started.
         with contextlib.ExitStack() as its_ends, contextlib.ExitStack() as our_ends:
             stdout, stderr = self._output_pipes(slot, its_ends)
-            if slot.number is None:
+            if slot is self._coordinator:
                 ready, child_ready = self._context.Pipe(duplex=False)
                 our_ends.callback(ready.close)
                 its_ends.callback(child_ready.close)
@@ -316,8 +325,13 @@ class Supervisor:
                 our_ends.callback(control.close)
                 its_ends.callback(child_control.close)
                 control.setblocking(False)
-                arguments = (self._worker_spec(slot), child_control, stdout, stderr)
-                process = self._context.Process(target=worker_main, args=arguments, name=slot.name)
+                spec, target = (
+                    (self._worker_spec(slot), worker_main)
+                    if slot.queue is None
+                    else (self._dispatcher_spec(slot, slot.queue), dispatcher_main)
+                )
+                arguments = (spec, child_control, stdout, stderr)
+                process = self._context.Process(target=target, args=arguments, name=slot.name)
             with _hidden_main_module(), _blocked(CHILD_SIGNALS):
                 process.start()
             # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We
@@ -345,22 +359,42 @@ class Supervisor:
             ends.append(writer)
         return ends[0], ends[1]
 
-    def _worker_spec(self, slot: _Slot) -> WorkerSpec:
+    def _environment(self) -> dict[str, str]:
+        """What workers and dispatchers have to know of the run."""
         plan = self._plan
-        environment = plan.environment | {
-            "PYSQLX_RUN_ID": self._run_id,
-            "PYSQLX_RUN_NAME": plan.name,
-            "PYSQLX_WORKER_ID": str(slot.number),
-            "PYSQLX_WORKER_COUNT": str(plan.workers),
-            "PYSQLX_WORKER_RESTARTS": str(slot.restarts),
-        }
+        environment = plan.environment | {"PYSQLX_RUN_ID": self._run_id, "PYSQLX_RUN_NAME": plan.name}
         address = plan.coordinator
         if self._coordinator is not None:
             address = f"ipc://{plan.directory.socket}"
         if address is not None:
             environment["PYSQLX_COORDINATOR"] = address
+        return environment
+
+    def _worker_spec(self, slot: _Slot) -> WorkerSpec:
+        plan = self._plan
+        environment = self._environment() | {
+            "PYSQLX_WORKER_ID": str(slot.number),
+            "PYSQLX_WORKER_COUNT": str(plan.workers),
+            "PYSQLX_WORKER_RESTARTS": str(slot.restarts),
+            "PYSQLX_GRACEFUL_TIMEOUT": str(plan.graceful_timeout),
+            # A worker that is the only one dispatches its jobs itself.
+            DIRECTORY: str(plan.directory.path) if plan.workers > 1 else "",
+        }
         return WorkerSpec(
             f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop, plan.script_open_files
+        )
+
+    def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
+        workers = tuple(slot.child.pid for slot in self._slots if slot.child is not None)
+        return DispatcherSpec(
+            os.getpid(),
+            self._run_id,
+            queue,
+            self._environment(),
+            workers,
+            workers_died=slot.ended_at is not None and self._died_at > slot.ended_at - _DOUBT,
+            restarted=slot.restarts > 0,
+            uvloop=self._plan.uvloop,
         )
 
     def _coordinator_config(self) -> CoordinatorConfig:
@@ -423,6 +457,17 @@ class Supervisor:
                 self._answer_if_complete()
             case BootFailure():
                 self._on_boot_failure(child.slot, message)
+            case ServedQueue():
+                self._dispatch(message)
+
+    def _dispatch(self, queue: ServedQueue) -> None:
+        """See to it that a queue has a dispatcher."""
+        if queue.socket in self._dispatchers or self._stopping:
+            return
+        number = f" {len(self._dispatchers) + 1}" if self._dispatchers else ""
+        slot = _Slot(f"dispatcher{number}", RestartPolicy("always"), -1, queue=queue)
+        self._dispatchers[queue.socket] = slot
+        self._start_child(slot)
 
     def _on_boot_failure(self, slot: _Slot, failure: BootFailure) -> None:
         # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
@@ -440,11 +485,17 @@ class Supervisor:
     def _on_death(self, child: _Child) -> None:
         while data := self._receive(child):
             self._hear(child, data)  # its last words come first: they may be why it died
-        status = self._bury(child)
+        pid, status = child.pid, self._bury(child)
         slot = child.slot
+        slot.ended_at = time.monotonic()
+        if slot.number is not None:
+            self._died_at = time.monotonic()
+            for dispatcher in self._dispatchers.values():
+                if dispatcher.child is not None:
+                    dispatcher.child.tell("died", pid=pid, how=_as_a_reason(status))
         if self._stopping:
             slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
-        elif slot.number is None and not self._workers_started and status > 0:
+        elif slot is self._coordinator and not self._workers_started and status > 0:
             self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
         else:
             self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
@@ -513,20 +564,27 @@ class Supervisor:
         self._wind_down()
 
     def _wind_down(self) -> None:
-        """When the last worker has ended: end the coordinator, which served them until then."""
-        if self._coordinator is None or any(slot.child or slot.restart_at is not None for slot in self._slots):
+        """When the last worker has ended: end the dispatchers, and when the last of those has ended, the coordinator:
+        each served those before it until then."""
+        if any(slot.child or slot.restart_at is not None for slot in self._slots):
             return
         if not self._workers_started and not self._stopping:
             return
         self._stopping = True
-        self._coordinator.restart_at = None
-        if self._coordinator.child is not None:
-            self._kill_at = time.monotonic() + _COORDINATOR_GRACE
-            self._coordinator.child.signal(signal.SIGTERM)
+        for slot in self._dispatchers.values():
+            slot.restart_at = None
+        for slots in (list(self._dispatchers.values()), [self._coordinator] if self._coordinator else []):
+            children = [slot.child for slot in slots if slot.child is not None]
+            if children:
+                self._kill_at = time.monotonic() + _COORDINATOR_GRACE
+                for child in children:
+                    child.signal(signal.SIGTERM)
+                return
 
     def _kill_after_grace(self) -> None:
-        workers = [slot.child for slot in self._slots if slot.child is not None]
-        late = workers or list(self._children.values())
+        # The first of these that are there: workers, dispatchers, the coordinator.
+        groups = (self._slots, self._dispatchers.values(), self._all_slots())
+        late = next((late for slots in groups if (late := [slot.child for slot in slots if slot.child])), [])
         for child in late:
             self._say(f"{child.slot.name} has not ended in time: killing it")
         self._kill(late)
@@ -586,13 +644,13 @@ class Supervisor:
         self._questions.append(reply)
         if self._answer_by is None:
             self._answer_by = time.monotonic() + _STATS_TIMEOUT
-            for child in self._children.values():
+            for child in self._workers():
                 child.pools = None
                 child.tell("stats")
         self._answer_if_complete()
 
     def _answer_if_complete(self) -> None:
-        if self._questions and all(child.pools is not None for child in self._children.values()):
+        if self._questions and all(child.pools is not None for child in self._workers()):
             self._answer()
 
     def _answer(self) -> None:
@@ -603,6 +661,9 @@ class Supervisor:
         for reply in self._questions:
             reply(status)
         self._questions.clear()
+
+    def _workers(self) -> list[_Child]:
+        return [slot.child for slot in self._slots if slot.child is not None]
 
     def status(self) -> Json:
         """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools.
@@ -621,10 +682,10 @@ class Supervisor:
                     {"name": pool.name, "database": pool.database, **_numbers([pool])} for pool in child.pools or []
                 ],
             }
-            for child in self._children.values()
+            for child in self._workers()
         ]
         by_database: dict[str, list[PoolStats]] = {}
-        for child in self._children.values():
+        for child in self._workers():
             for pool in child.pools or []:
                 by_database.setdefault(pool.database, []).append(pool)
         budgets = []
@@ -635,6 +696,12 @@ class Supervisor:
                 {"database": database, "size": size, "leased": numbers.pop("leases"), **numbers, "quarantined": 0}
             )
         return {"run": self._plan.name, "budgets": budgets, "workers": workers}
+
+
+def _as_a_reason(status: int) -> str:
+    """How a worker ended, for the jobs that it ran."""
+    memory = ", perhaps out of memory" if status == -signal.SIGKILL else ""
+    return f"its worker {describe_exit(status)}{memory}"
 
 
 def _numbers(pools: list[PoolStats]) -> dict[str, int]:

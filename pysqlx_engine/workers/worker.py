@@ -38,6 +38,7 @@ import msgspec
 
 from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, PySQLXError, SettingsError
 from ..pool import PoolStats, registry
+from .jobs.served import ServedQueue, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
 
 __all__ = [
@@ -81,7 +82,7 @@ class Statistics(msgspec.Struct, tag="statistics", frozen=True):
     pools: list[PoolStats]
 
 
-Message = BootFailure | PoolStarted | Statistics
+Message = BootFailure | PoolStarted | Statistics | ServedQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class _Worker:
     def obey(self) -> None:
         """Take orders from now on."""
         registry.on_first_start.append(self._pool_started)
+        ask_supervisor.append(self._say)
         threading.Thread(target=self._listen, name="pysqlx-worker-control", daemon=True).start()
         # Started in the background of a shell, we inherit an ignored INT; asyncio.run handles INT, and so a drain, only
         # when it finds Python's own handler.

@@ -54,6 +54,9 @@ class Workers(Protocol):
     def cancel(self, worker: str, jobs: list[Claimed]) -> None:
         """Have it stop these."""
 
+    def written(self, reports: Sequence[Report]) -> None:
+        """These are in the database: nobody need keep them any more."""
+
 
 class Dispatcher:
     def __init__(
@@ -220,6 +223,8 @@ class Dispatcher:
                 if looking:
                     due_in = 0.0 if released == _RELEASED else await store.due_in(connection)
         del self._dispatch.unwritten[: len(reports)]
+        if reports:
+            self._workers.written(reports)
         for one in progress:
             if self._progress.get(one.id) is one:
                 del self._progress[one.id]

@@ -19,7 +19,8 @@ from .life import State
 from .pools import QueuePools, held
 from .retries import Backoff
 from .schema import migrate
-from .serving import GRACE, Told, serve_here, told_to_stop
+from .served import served_queue
+from .serving import Told, grace_of_the_run, serve, told_to_stop
 from .store import NewJob, Store
 from .tasks import Task, TaskOptions, check_name
 
@@ -68,6 +69,7 @@ class JobQueue:
         self.max_payload = max_payload
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._pools = QueuePools(uri=uri, min_size=0, max_size=max_size, name="jobs")
+        self._uri, self._max_size = uri, max_size
         self._hints = Hints()
         self._prepared = False
         self._told: Told | None = None
@@ -267,14 +269,17 @@ class JobQueue:
         """
         asyncio.run(self.serve())
 
-    async def serve(self, grace: float = GRACE) -> None:
-        """`run`, in an event loop of one's own. `grace`: seconds that jobs get to end."""
+    async def serve(self, grace: float | None = None) -> None:
+        """`run`, in an event loop of one's own. `grace`: seconds that jobs get to end; left out: what a run's
+        --graceful-timeout leaves, else 30."""
+        grace = grace_of_the_run() if grace is None else grace
         if self._told is not None:
             raise JobError("this queue is being served already")
         with told_to_stop() as told:
             self._told = told
             try:
-                await serve_here(self, self._pools, self._hints, grace, told)
+                asked = served_queue(self._uri, self._max_size, self.weights)
+                await serve(self, self._pools, self._hints, grace, told, asked)
             finally:
                 self._told = None
 

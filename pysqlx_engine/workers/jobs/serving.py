@@ -1,4 +1,5 @@
-"""Runs a queue in one process: a dispatcher and a runner in one event loop, until a signal says that it is enough."""
+"""Runs a queue in this process until a signal says that it is enough: with a dispatcher in the same event loop, or, as
+one of several workers of a run, with the one that the supervisor starts."""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import JobError
 from ...pool import registry
-from .dispatcher import Dispatcher
+from .dialects import dialect_of
+from .dispatcher import Dispatcher, prepare
 from .hints import Hints, Listener
+from .linked import LinkedWorker
 from .runner import Runner
+from .served import ServedQueue, ask_supervisor
 
 if TYPE_CHECKING:
     from ...pool import PySQLXEnginePool
@@ -32,6 +36,12 @@ GRACE = 30.0
 """Seconds that jobs get to end."""
 _LAST_WORDS = 5.0
 """Seconds for the database to take what the last jobs came to."""
+
+
+def grace_of_the_run() -> float:
+    """As long as the supervisor waits, less what it takes to cancel and to report."""
+    timeout = float(os.environ.get("PYSQLX_GRACEFUL_TIMEOUT") or GRACE)
+    return max(0.0, timeout - min(1.0, timeout / 5))
 
 
 class Told:
@@ -76,6 +86,25 @@ def told_to_stop() -> Iterator[Told]:
         registry.on_drain.remove(told.drain)
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+async def serve(
+    queue: JobQueue, pools: QueuePools, hints: Hints, grace: float, told: Told, asked: ServedQueue | None
+) -> None:
+    """Raises JobError for a budget of less than 2, JobSchemaError where there are no tables, or newer ones."""
+    if asked is None:
+        await serve_here(queue, pools, hints, grace, told)
+        return
+    pool = await pools.for_tasks()
+    try:
+        check_budget(pool.stats().max_size)
+        async with pool.connection() as connection:
+            await prepare(connection, dialect_of(connection))
+        for ask in ask_supervisor:
+            ask(asked)
+        await LinkedWorker(queue, pools, asked.socket).serve(grace, told)
+    finally:
+        await pools.stop()
 
 
 async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: float, told: Told) -> None:
@@ -137,6 +166,9 @@ class _Here:
 
     def cancel(self, worker: str, jobs: list[Claimed]) -> None:
         self.runner.cancel(jobs)
+
+    def written(self, reports: Sequence[Report]) -> None:
+        """They were handed over, and nobody has kept them."""
 
     def _hint(self) -> None:
         self.dispatcher.hint()

@@ -1,0 +1,60 @@
+"""How a worker that serves a queue comes by a dispatcher: it asks its supervisor, which starts one for all of them.
+
+Imported by the supervisor and by every worker: it is light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+DIRECTORY = "PYSQLX_RUN_DIRECTORY"
+"""The variable by which a worker knows that its supervisor can start dispatchers, and where they listen."""
+
+
+class ServedQueue(msgspec.Struct, tag="served_queue", frozen=True):
+    """What a worker asks its supervisor to have dispatched. Workers that run the same script ask for the same."""
+
+    socket: str
+    """Where the dispatcher is to listen."""
+    uri: str | None
+    """None: as the settings say."""
+    max_size: int | None
+    weights: dict[str, int]
+
+    def __repr__(self) -> str:  # the URI may hold a password
+        return f"ServedQueue({self.socket!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherSpec:
+    """What a dispatcher process is started with."""
+
+    supervisor: int
+    run: str
+    queue: ServedQueue
+    environment: dict[str, str] = field(repr=False)
+    workers: tuple[int, ...]
+    """Processes that may still run what a dispatcher before this one has given them."""
+    workers_died: bool
+    """Whether others have died that may have run something."""
+    restarted: bool
+    uvloop: bool
+
+
+ask_supervisor: list[Callable[[ServedQueue], None]] = []
+"""What a worker process of a run has to say it by."""
+
+
+def served_queue(uri: str | None, max_size: int | None, weights: Mapping[str, int]) -> ServedQueue | None:
+    """The question, in a worker of a run with several; None elsewhere: there the dispatcher is in the process."""
+    directory = os.environ.get(DIRECTORY)
+    if not directory or not ask_supervisor:
+        return None
+    what = msgspec.json.encode([uri, max_size, sorted(weights.items())])
+    name = hashlib.sha256(what).hexdigest()[:8]
+    return ServedQueue(os.path.join(directory, f"jobs-{name}.sock"), uri, max_size, dict(weights))

@@ -1,0 +1,226 @@
+"""Who gets which job, how many are claimed, and what is to be written: the pure decisions."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pysqlx_engine.workers.jobs.attempts import Report, completed, failed, given_back
+from pysqlx_engine.workers.jobs.dispatch import AHEAD, LONGEST_IN_HAND, Dispatch
+from pysqlx_engine.workers.jobs.life import State
+from pysqlx_engine.workers.jobs.shares import Shares
+from pysqlx_engine.workers.jobs.store import Claimed
+
+TASKS = {"plain": False, "connects": True}
+
+
+def job(id_: int, task: str = "plain", *, priority: int = 0, attempt: int = 1, max_attempts: int = 5) -> Claimed:
+    return Claimed(id_, "default", task, priority, attempt, max_attempts, "{}", 0, 0, 7)
+
+
+def ids(given: dict[str, list[Claimed]]) -> dict[str, list[int]]:
+    return {worker: [job.id for job in jobs] for worker, jobs in given.items()}
+
+
+def test_as_many_are_claimed_as_there_are_free_slots_and_nobody_gets_more_than_it_can_begin() -> None:
+    dispatch = Dispatch(connections=9)
+    assert dispatch.wanted(0).jobs == 0
+    dispatch.join("a", 2, TASKS)
+    dispatch.join("b", 3, TASKS)
+    assert dispatch.wanted(0).jobs == 5
+    dispatch.claimed([job(number) for number in range(6)], 0)
+    assert dispatch.wanted(0).jobs == 0
+    assert ids(dispatch.hand_out()) == {"b": [0, 2, 4], "a": [1, 3]}
+    assert dispatch.hand_out() == {}
+    dispatch.report("a", [completed(job(1))], 1)
+    assert ids(dispatch.hand_out()) == {"a": [5]}
+    assert dispatch.wanted(1).jobs == 1  # ahead, as one was finished just now
+    assert dispatch.wanted(1 + 2 * AHEAD).jobs == 0
+
+
+def test_the_most_urgent_is_handed_out_first() -> None:
+    dispatch = Dispatch(connections=9)
+    dispatch.claimed([job(1, priority=1)], 0)
+    dispatch.claimed([job(2, priority=5), job(3, priority=5)], 0)
+    dispatch.join("a", 2, TASKS)
+    assert ids(dispatch.hand_out()) == {"a": [2, 3]}
+
+
+def test_handlers_that_use_connections_get_no_more_than_there_are() -> None:
+    dispatch = Dispatch(connections=2)
+    dispatch.join("a", 5, TASKS)
+    dispatch.claimed([job(number, "connects") for number in range(4)], 0)
+    assert ids(dispatch.hand_out()) == {"a": [0, 1]}
+    assert dispatch.wanted(0) == (3, frozenset({"plain"}))
+    dispatch.claimed([job(9)], 0)
+    assert ids(dispatch.hand_out()) == {"a": [9]}
+    dispatch.report("a", [completed(job(0))], 0)
+    assert ids(dispatch.hand_out()) == {"a": [2]}
+
+
+def test_what_a_dead_worker_ran_has_failed_and_may_be_tried_again_at_once_while_attempts_are_left() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 5, TASKS)
+    dispatch.claimed([job(1), job(2, attempt=5), job(3, "connects")], 0)
+    dispatch.hand_out()
+    dispatch.leave("a", "killed")
+    first, last, _ = dispatch.unwritten
+    assert (first.postponed and first.postponed.state, first.postponed and first.postponed.wait) == (State.RETRYING, 0)
+    assert last.ended is not None
+    assert last.ended.state is State.DISCARDED
+    assert first.failure is not None
+    assert (first.failure.worker, first.failure.error) == ("a", "killed")
+    dispatch.join("b", 1, TASKS)
+    dispatch.claimed([job(4, "connects")], 0)
+    assert ids(dispatch.hand_out()) == {"b": [4]}  # its connection is free again
+
+
+def test_what_waits_for_a_worker_too_long_is_given_back_and_costs_no_attempt() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.claimed([job(1, attempt=3)], 0)
+    dispatch.give_back_old(LONGEST_IN_HAND / 2)
+    assert dispatch.unwritten == []
+    dispatch.give_back_old(LONGEST_IN_HAND)
+    assert dispatch.unwritten == [given_back(job(1, attempt=3))]
+    assert dispatch.unwritten[0].postponed is not None
+    assert (dispatch.unwritten[0].postponed.state, dispatch.unwritten[0].postponed.attempt_after) == ("available", 2)
+
+
+def test_a_task_that_no_worker_knows_is_tried_again_later_with_the_reason_and_costs_no_attempt() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.claimed([job(1, "unknown")], 0)
+    assert dispatch.hand_out() == {}
+    assert dispatch.unwritten == []  # nobody is there: nobody can tell
+    dispatch.join("a", 1, TASKS)
+    dispatch.hand_out()
+    (report,) = dispatch.unwritten
+    assert report.failure is not None
+    assert report.failure.error == "no worker has a task named 'unknown'"
+    assert report.postponed is not None
+    assert (report.postponed.state, report.postponed.attempt_after) == (State.SCHEDULED, 0)
+
+
+def test_each_worker_gets_the_tasks_that_it_has() -> None:
+    dispatch = Dispatch(connections=9)
+    dispatch.join("old", 9, {"a": False})
+    dispatch.join("new", 1, {"a": False, "b": False})
+    dispatch.claimed([job(1, "b"), job(2, "b"), job(3, "a")], 0)
+    assert ids(dispatch.hand_out()) == {"new": [1], "old": [3]}
+
+
+def test_a_worker_that_retires_gets_nothing_more_and_its_reports_count() -> None:
+    dispatch = Dispatch(connections=9)
+    dispatch.join("a", 2, TASKS)
+    dispatch.claimed([job(1)], 0)
+    dispatch.hand_out()
+    dispatch.retire("a")
+    dispatch.claimed([job(2)], 0)
+    assert dispatch.hand_out() == {}
+    assert dispatch.wanted(0).jobs == 0
+    dispatch.report("a", [completed(job(1))], 0)
+    assert [report.attempt.id for report in dispatch.unwritten] == [1]
+
+
+def test_a_drain_gives_back_what_is_in_the_hand_and_waits_for_what_runs() -> None:
+    dispatch = Dispatch(connections=9)
+    dispatch.join("a", 1, TASKS)
+    dispatch.claimed([job(1), job(2)], 0)
+    dispatch.hand_out()
+    dispatch.drain()
+    assert dispatch.unwritten == [given_back(job(2))]
+    assert dispatch.wanted(0).jobs == 0
+    dispatch.unwritten.clear()
+    assert not dispatch.idle
+    dispatch.report("a", [completed(job(1))], 0)
+    dispatch.unwritten.clear()
+    assert dispatch.idle
+
+
+def test_a_worker_that_was_given_jobs_by_a_dispatcher_before_goes_on_with_them() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 1, TASKS, running=[job(1, "connects")])
+    assert dispatch.holds() == {(1, 7)}
+    assert dispatch.wanted(0).jobs == 0
+    dispatch.leave("a", "gone")
+    assert [report.attempt.id for report in dispatch.unwritten] == [1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_claim_is_forgotten_or_held_twice_whatever_happens(data: st.DataObject) -> None:
+    """Every claimed job is in exactly one place: the hand, one worker, or what is to be written, once."""
+    dispatch = Dispatch(connections=data.draw(st.integers(1, 3)))
+    held: dict[str, dict[int, Claimed]] = {}
+    open_: dict[int, Claimed] = {}
+    number = 0
+    now = 0.0
+    for _ in range(data.draw(st.integers(1, 40))):
+        match data.draw(st.sampled_from(["join", "leave", "claim", "hand out", "report", "write", "wait", "retire"])):
+            case "join":
+                name = f"w{data.draw(st.integers(0, 3))}"
+                if name not in held:
+                    dispatch.join(name, data.draw(st.integers(1, 4)), TASKS)
+                    held[name] = {}
+            case "leave" if held:
+                name = data.draw(st.sampled_from(sorted(held)))
+                dispatch.leave(name, "killed")
+                del held[name]
+            case "retire" if held:
+                dispatch.retire(data.draw(st.sampled_from(sorted(held))))
+            case "claim":
+                wanted = dispatch.wanted(now)
+                tasks = sorted(wanted.tasks) if wanted.tasks is not None else ["plain", "connects", "unknown"]
+                jobs = [
+                    job(number + place, data.draw(st.sampled_from(tasks)), priority=data.draw(st.integers(0, 2)))
+                    for place in range(min(wanted.jobs, data.draw(st.integers(0, 5))))
+                ]
+                number += len(jobs)
+                open_.update((one.id, one) for one in jobs)
+                dispatch.claimed(jobs, now)
+            case "hand out":
+                for name, jobs in dispatch.hand_out().items():
+                    held[name].update((one.id, one) for one in jobs)
+            case "report" if any(held.values()):
+                name = data.draw(st.sampled_from(sorted(name for name in held if held[name])))
+                one = held[name].pop(data.draw(st.sampled_from(sorted(held[name]))))
+                report = data.draw(st.sampled_from([completed(one), failed(one, name, "x"), given_back(one)]))
+                dispatch.report(name, [report], now)
+            case "write":
+                for report in _written(dispatch):
+                    del open_[report.attempt.id]  # a KeyError: it was there twice
+            case "wait":
+                now += data.draw(st.sampled_from([0.01, LONGEST_IN_HAND]))
+                dispatch.give_back_old(now)
+        assert {id_ for id_, _ in dispatch.holds()} == set(open_)
+        assert sum(one.task == "connects" for jobs in held.values() for one in jobs.values()) <= 3
+    for name in list(held):
+        dispatch.leave(name, "killed")
+    dispatch.drain()
+    assert sorted(report.attempt.id for report in dispatch.unwritten) == sorted(open_)
+
+
+def _written(dispatch: Dispatch) -> list[Report]:
+    written, dispatch.unwritten = dispatch.unwritten, []
+    return written
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=1),
+    st.lists(st.integers(1, 20), min_size=1, max_size=50),
+)
+def test_the_parts_of_queues_are_as_their_weights_say(weights: dict[str, int], claims: list[int]) -> None:
+    shares = Shares(weights)
+    got = dict.fromkeys(weights, 0)
+    for jobs in claims:
+        parts = shares.split(jobs, weights.keys())
+        assert sum(parts.values()) == jobs
+        for queue, part in parts.items():
+            got[queue] += part
+    for queue, weight in weights.items():
+        assert abs(got[queue] - sum(claims) * weight / sum(weights.values())) <= len(weights)
+
+
+def test_a_queue_that_has_nothing_gets_no_part() -> None:
+    shares = Shares({"a": 1, "b": 9})
+    assert shares.split(10, {"a"}) == {"a": 10}
+    assert shares.split(10, set()) == {}
