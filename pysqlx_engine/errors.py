@@ -16,6 +16,7 @@ __all__ = [
     "JobError",
     "JobFailedError",
     "JobSchemaError",
+    "JobSetupError",
     "NotConnectedError",
     "ParameterInvalidJsonValueError",
     "ParameterInvalidProviderError",
@@ -41,7 +42,11 @@ class JobError(Exception):
     """Base class of everything the job queue raises about itself."""
 
 
-class JobSchemaError(JobError):
+class JobSetupError(JobError):
+    """Jobs cannot be run as things are, and no second attempt cures it: the budget is too small, for instance."""
+
+
+class JobSchemaError(JobSetupError):
     """The job tables are not there, cannot be made, or are newer than this program."""
 
 

@@ -36,7 +36,15 @@ from typing import Literal, NoReturn
 
 import msgspec
 
-from ..errors import ConnectError, PoolClosedError, PoolRefusedError, PoolTimeoutError, PySQLXError, SettingsError
+from ..errors import (
+    ConnectError,
+    JobSetupError,
+    PoolClosedError,
+    PoolRefusedError,
+    PoolTimeoutError,
+    PySQLXError,
+    SettingsError,
+)
 from ..pool import PoolStats, registry
 from .jobs.served import ServedQueue, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
@@ -180,7 +188,9 @@ class _Worker:
         return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
     def _cannot_boot(self, causes: list[BaseException]) -> bool:
-        return not self._had_a_pool and all(_is_boot_failure(cause) for cause in causes)
+        return all(isinstance(cause, JobSetupError) for cause in causes) or (
+            not self._had_a_pool and all(_is_boot_failure(cause) for cause in causes)
+        )
 
     def _is_of_the_script(self, record: logging.LogRecord) -> bool:
         """False for what asyncio logs because a TERM came in the midst of its own work on a loop or a task."""
@@ -279,7 +289,7 @@ def _is_boot_failure(error: BaseException) -> bool:
         return error.permanent
     if isinstance(error, PoolTimeoutError):
         return error.at_start
-    return isinstance(error, SyntaxError | ImportError | PoolRefusedError | SettingsError)
+    return isinstance(error, SyntaxError | ImportError | PoolRefusedError | SettingsError | JobSetupError)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -264,7 +264,7 @@ class JobQueue:
     def run(self) -> None:
         """Run jobs until TERM or INT, then let those that run come to their end. Returns then.
 
-        Raises JobError for a budget of less than 2, JobSchemaError for a database without the tables, and what the
+        Raises JobSetupError for a budget of less than 2, JobSchemaError for a database without the tables, and what the
         start of a pool raises.
         """
         asyncio.run(self.serve())

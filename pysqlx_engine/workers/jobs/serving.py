@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ...errors import JobError
+from ...errors import JobSetupError
 from ...pool import registry
 from .dialects import dialect_of
 from .dispatcher import Dispatcher, prepare
@@ -91,7 +91,7 @@ def told_to_stop() -> Iterator[Told]:
 async def serve(
     queue: JobQueue, pools: QueuePools, hints: Hints, grace: float, told: Told, asked: ServedQueue | None
 ) -> None:
-    """Raises JobError for a budget of less than 2, JobSchemaError where there are no tables, or newer ones."""
+    """Raises JobSetupError for a budget of less than 2, JobSchemaError where there are no tables, or newer ones."""
     if asked is None:
         await serve_here(queue, pools, hints, grace, told)
         return
@@ -108,7 +108,7 @@ async def serve(
 
 
 async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: float, told: Told) -> None:
-    """Raises JobError for a budget of less than 2, and what `Dispatcher.serve` raises."""
+    """Raises JobSetupError for a budget of less than 2, and what `Dispatcher.serve` raises."""
     pool = await pools.for_tasks()
     check_budget(pool.stats().max_size)
     here = _Here(queue, pools, pool)
@@ -131,7 +131,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
 
 def check_budget(size: int) -> None:
     if size < 2:
-        raise JobError(
+        raise JobSetupError(
             f"a budget of {size} is too small to run jobs: the dispatcher needs a connection, and the handlers need "
             "another one (max_size)"
         )
