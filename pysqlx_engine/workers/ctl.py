@@ -1,5 +1,5 @@
-"""`pysqlx-ctl`: look at what runs, run a coordinator for processes that another manager starts, and make keys for
-processes of other hosts."""
+"""`pysqlx-ctl`: look at what runs, run a coordinator for processes that another manager starts, make keys for processes
+of other hosts, and look at jobs and change them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import SettingsError
 from .control import Json, ask
+from .ctl_jobs import JobsFailure, JobsUsageError, add_jobs, text_of
 from .messages import shown
 from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
 
@@ -28,10 +29,11 @@ examples:
   pysqlx-ctl status --json                  the same for programs: one JSON object
   pysqlx-ctl coordinator --max-size 30      one budget of 30 for processes of gunicorn, uvicorn, Celery
   pysqlx-ctl keygen /etc/pysqlx             keys for processes of several hosts, see docs/hosts.md
+  pysqlx-ctl jobs stats                     jobs: what waits, how long, and who works
 
 exit status:
   0  done
-  1  no such run, or it does not answer; a file cannot be written, or is there already
+  1  no such run, or it does not answer; a file cannot be written, or is there already; nothing done about jobs
   2  wrong usage, also when there are several runs and no --name
   3  the coordinator cannot start: a live run has its name, or its directory cannot be used
 """
@@ -109,6 +111,15 @@ def _run_coordinator(options: argparse.Namespace) -> None:
         raise _Failure(str(error), CANNOT_START) from None
 
 
+def _run_jobs(options: argparse.Namespace) -> None:
+    try:
+        _say(text_of(options))
+    except JobsUsageError as error:
+        raise _Failure(str(error), USAGE) from None
+    except JobsFailure as error:
+        raise _Failure(str(error), FAILED) from None
+
+
 def _say(text: str) -> None:
     try:
         print(text, flush=True)
@@ -119,7 +130,8 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pysqlx-ctl",
-        description="Look at what runs: connection budgets and workers. Run a coordinator for other process managers.",
+        description="Look at what runs: connection budgets and workers. Run a coordinator for other process managers. "
+        "Look at jobs, and change them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     keygen.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="where to (default: here)")
     keygen.set_defaults(command=_keygen)
+    add_jobs(commands, _run_jobs)
     return parser
 
 

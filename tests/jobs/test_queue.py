@@ -524,3 +524,26 @@ async def test_the_jobs_of_a_process_that_is_gone_are_made_available_at_once(dat
     assert "is gone" in (await errors(database, lost))[0]
     async with looking(database) as connection:
         assert await connection.query_as_dict("SELECT * FROM pysqlx_job_dispatchers") == []
+
+
+async def test_what_has_ended_is_deleted_when_it_is_old_enough(database: Database) -> None:
+    queue = JobQueue(database.uri, keep=3600)
+
+    @queue.task(max_attempts=1)
+    async def fails() -> None:
+        raise RuntimeError
+
+    await queue.migrate()
+    async with served(queue):
+        ids = await fails.enqueue_many([{}] * 3)
+        await ended(database, *ids)
+    async with looking(database) as connection:
+        await connection.execute(
+            "UPDATE pysqlx_jobs_ended SET ended_at = ended_at - 3700000000 WHERE id <> :id", {"id": ids[-1]}
+        )
+    async with served(queue):
+        async with looking(database) as connection:
+            while len(rows := await connection.query_as_dict("SELECT job_id FROM pysqlx_job_errors")) > 1:
+                await asyncio.sleep(0.01)
+            left = await connection.query_as_dict("SELECT id FROM pysqlx_jobs_ended")
+    assert [row["job_id"] for row in rows] == [row["id"] for row in left] == [ids[-1]]

@@ -20,14 +20,14 @@ from tests.servers import Database
 from tests.workers.runs import COMMAND, Run, started
 
 SCRIPT = """
-import asyncio, os, pathlib, signal, threading, time
+import asyncio, os, pathlib, signal, sys, threading, time
 from pysqlx_engine import PySQLXEngine, PySQLXEngineSync
 from pysqlx_engine.workers import Backoff, Job, JobQueue
 
 queue = JobQueue(concurrency=5)
 
 def say(*words):
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # in one piece: there are threads
 
 async def file(name):
     while not pathlib.Path(name).exists():

@@ -36,7 +36,8 @@ class Dialect:
     begin: str = "BEGIN"
     """Begins a transaction that is going to write."""
     isolation: str | None = None
-    """Sets what transactions of the dispatcher need, where the server's default is another."""
+    """Has the dispatcher's transactions see what others did while they waited for a lock, whatever the server's
+    default is."""
     migrates_by_itself: bool = False
     """Whether whoever needs the tables makes them: the file is the program's own."""
     table_options: str = ""
@@ -66,6 +67,7 @@ POSTGRESQL = Dialect(
     lock="FOR UPDATE SKIP LOCKED",
     returning=True,
     partial_indexes=True,
+    isolation="SET SESSION default_transaction_isolation = 'read committed'",
     table_exists="SELECT count(*) AS n FROM pg_class WHERE oid = to_regclass(:name)",
     hot_table="WITH (fillfactor=70, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_cost_delay=0)",
 )

@@ -48,6 +48,9 @@ class Wanted(NamedTuple):
     """Of these tasks only; None: of any."""
 
 
+NOTHING = Wanted(0)
+
+
 class Dispatch:
     def __init__(self, connections: int) -> None:
         """`connections`: how many handlers that use connections can run at a time, in all workers together."""
@@ -61,6 +64,8 @@ class Dispatch:
         self._finished: collections.deque[tuple[float, int]] = collections.deque()
         self.unwritten: list[Report] = []
         """What has to be written. Whoever has written it takes it out."""
+        self.freed: dict[str, int] = {}
+        """Limits, by their keys, of which something may have ended. Whoever has looked takes them out."""
         self.draining = False
         """Nothing is claimed or handed out any more."""
 
@@ -104,7 +109,7 @@ class Dispatch:
     def wanted(self, now: float) -> Wanted:
         """What to claim."""
         if self.draining or not any(worker.slots for worker in self._workers.values()):
-            return Wanted(0)
+            return NOTHING
         while self._finished and self._finished[0][0] < now - AHEAD:
             self._finished.popleft()
         free = sum(max(0, worker.free) for worker in self._workers.values())
@@ -202,6 +207,8 @@ class Dispatch:
 
     def _take(self, worker: _Worker, job: Claimed) -> None:
         del worker.jobs[job.id]
+        if job.limit_key is not None and job.limit_max is not None:
+            self.freed[job.limit_key] = job.limit_max
         self._connected -= bool(worker.tasks.get(job.task))
 
     def _give_back(self, ids: Collection[int]) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import JobSchemaError, PoolError, PySQLXError
@@ -19,9 +20,11 @@ from ..membership import host_identity
 from ..rates import LogBound
 from .attempts import Report, failed, given_back
 from .dialects import Dialect, dialect_of
-from .dispatch import Dispatch, Wanted
+from .dispatch import NOTHING, Dispatch, Wanted
+from .limits import Limits
+from .periodic import Schedule, Ticks
 from .presence import BEAT, Presence, Register
-from .schema import VERSION, migrate, version_of
+from .schema import VERSION, migrate, use_wal, version_of
 from .shares import Shares
 from .store import Claimed, Progress, Store
 
@@ -38,10 +41,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _AFTER_HINT = (0.005, 0.03, 0.2)
 """Seconds after a hint, or the look before, at which to look again: the transaction that enqueues may not have ended
 when it says so."""
+_ROUNDS = 5
+"""How often a turn claims once more for what was beyond its limit, or because a queue had not enough."""
 _BATCH = 2000
 """Rows of one statement."""
 _RELEASED = 1000
 """Jobs that become available in one statement."""
+_FORGOTTEN = 5000
+"""Ended jobs that are deleted in one statement."""
+_FORGET_AGAIN = 0.1
+"""Seconds until the next statement when there are more."""
 _WAIT_FOR_A_CONNECTION = 30.0
 
 
@@ -66,12 +75,14 @@ class Dispatcher:
         workers: Workers,
         *,
         connections: int,
+        keep: float,
         run: str,
         pid: int | None = None,
         hints: str | None = None,
         poll: float = POLL,
     ) -> None:
-        """`weights`: the queues to serve. `run`, `pid` and `hints`: see `Presence`."""
+        """`weights`: the queues to serve. `keep`: seconds after which what has ended is deleted. `run`, `pid` and
+        `hints`: see `Presence`."""
         self._pool = pool
         self._dispatch = Dispatch(connections)
         self._shares = Shares(weights)
@@ -88,6 +99,12 @@ class Dispatcher:
         """Queues in which there may be something available: of any task, and of those that use no connection."""
         self._paused: frozenset[str] = frozenset()
         self._progress: dict[int, Progress] = {}
+        self._schedules: dict[str, list[Schedule]] = {}
+        """The periodic tasks that each worker has."""
+        self._tick_at = 0.0
+        """When the next of them is due."""
+        self._keep = keep
+        self._forget_at = 0.0
         self._presence: Presence | None = None
         self._claims = 0
         self._workers_died = False
@@ -102,16 +119,27 @@ class Dispatcher:
 
     # -- what the workers say -------------------------------------------------------------------------------------
 
-    def join(self, worker: str, slots: int, tasks: Mapping[str, bool], running: Iterable[Claimed] = ()) -> None:
+    def join(
+        self,
+        worker: str,
+        slots: int,
+        tasks: Mapping[str, bool],
+        schedules: Iterable[Schedule] = (),
+        running: Iterable[Claimed] = (),
+    ) -> None:
         self._dispatch.join(worker, slots, tasks, running)
+        self._schedules[worker] = list(schedules)
+        self._tick_at = 0.0
         self._wake.set()
 
     def leave(self, worker: str, reason: str) -> None:
         self._dispatch.leave(worker, reason)
+        self._schedules.pop(worker, None)
         self._wake.set()
 
     def retire(self, worker: str) -> None:
         self._dispatch.retire(worker)
+        self._schedules.pop(worker, None)
 
     def report(self, worker: str, reports: Sequence[Report]) -> None:
         self._dispatch.report(worker, reports, time.monotonic())
@@ -153,15 +181,14 @@ class Dispatcher:
         while True:
             try:
                 async with self._pool.connection(timeout=_WAIT_FOR_A_CONNECTION) as connection:
-                    dialect = dialect_of(connection)
                     if not prepared:
-                        await prepare(connection, dialect)
+                        await prepare(connection, dialect_of(connection))
                         prepared = True
-                    async with _read_committed(connection, dialect):
-                        store, register = Store(dialect), Register(dialect)
-                        await self._appear(connection, store, register)
+                    database = _Database(connection)
+                    async with database.isolated():
+                        await self._appear(database)
                         pause = _FIRST_PAUSE
-                        await self._serve_by(connection, store, register)
+                        await self._serve_by(database)
                         return
             except (PySQLXError, PoolError, OSError) as error:
                 if getattr(error, "permanent", False) and not prepared:
@@ -173,16 +200,16 @@ class Dispatcher:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _serve_by(self, connection: PySQLXEngine, store: Store, register: Register) -> None:
+    async def _serve_by(self, database: _Database) -> None:
         while True:
             self._wake.clear()
             now = time.monotonic()
             if now >= self._beat_at or (self._adopt_at is not None and now >= self._adopt_at):
-                await self._beat(connection, store, register)
-            await self._turn(connection, store)
+                await self._beat(database)
+            await self._turn(database)
             if self._drained is not None and self._dispatch.idle:
                 assert self._presence is not None
-                await register.leave(connection, self._presence)
+                await database.register.leave(database.connection, self._presence)
                 self._drained.set_result(None)
                 return
             if not self._dispatch.unwritten and not self._progress:
@@ -193,48 +220,93 @@ class Dispatcher:
         """Seconds that there is nothing to do, if nobody says otherwise."""
         if self._may_claim(self._dispatch.wanted(time.monotonic())):
             return 0.0
-        moments = [self._look_at, self._beat_at]
+        moments = [self._beat_at]
+        if self._drained is None:
+            moments += [self._look_at, self._forget_at]
+            if any(self._schedules.values()):
+                moments.append(self._tick_at)
         if self._adopt_at is not None:
             moments.append(self._adopt_at)
         return max(0.0, min(moments) - time.monotonic())
 
-    async def _turn(self, connection: PySQLXEngine, store: Store) -> None:
+    async def _turn(self, database: _Database) -> None:
         """Write, claim and hand out what there is."""
         now = time.monotonic()
         self._dispatch.give_back_old(now)
-        reports = self._dispatch.unwritten[:_BATCH]
-        progress = list(self._progress.values())[:_BATCH]
-        looking = now >= self._look_at and self._drained is None
-        if looking:
-            await self._hear_users(connection, store)
-        if looking or any(report.hurry for report in reports):
+        turn = _Turn(self._dispatch.unwritten[:_BATCH], list(self._progress.values())[:_BATCH])
+        if len(turn.reports) == len(self._dispatch.unwritten):  # else what has freed a limit may not be among them
+            turn.freed, self._dispatch.freed = self._dispatch.freed, {}
+        if self._drained is None:
+            turn.looking = now >= self._look_at
+            turn.ticking = now >= self._tick_at and any(self._schedules.values())
+            turn.forgetting = now >= self._forget_at
+        if turn.looking:
+            await self._hear_users(database)
+        if turn.looking or turn.hurries:
             self._expect_work()
-        wanted = self._dispatch.wanted(now)
-        claimed: list[Claimed] = []
-        due_in: float | None = None
-        if reports or progress or looking or self._may_claim(wanted):
-            async with store.transaction(connection):
-                await _write(connection, store, reports, progress)
-                released = 0
-                if looking or any(report.hurry for report in reports):
-                    released = await store.release(connection, _RELEASED)
-                if self._may_claim(wanted):
-                    claimed = await self._claim(connection, store, wanted)
-                if looking:
-                    due_in = 0.0 if released == _RELEASED else await store.due_in(connection)
-        del self._dispatch.unwritten[: len(reports)]
-        if reports:
-            self._workers.written(reports)
-        for one in progress:
-            if self._progress.get(one.id) is one:
-                del self._progress[one.id]
-        if looking:
-            again = self._looks.pop(0) if self._looks else self._poll
-            self._look_at = now + (again if due_in is None else min(again, due_in))
-        self._look_at = min([self._look_at, *(now + wait for wait in _waits(reports))])
-        self._dispatch.claimed(claimed, time.monotonic())
+        turn.wanted = self._dispatch.wanted(now)
+        if turn.has_work or self._may_claim(turn.wanted):
+            try:
+                async with database.store.transaction(database.connection):
+                    await self._write(database, turn)
+                    if self._may_claim(turn.wanted):
+                        turn.claimed = await self._claim(database, turn.wanted)
+                    if turn.looking:
+                        turn.due_in = await database.store.due_in(database.connection)
+            except BaseException:
+                self._dispatch.freed = turn.freed | self._dispatch.freed
+                raise
+        self._turned(turn, now)
+        self._dispatch.claimed(turn.claimed, time.monotonic())
         for worker, jobs in self._dispatch.hand_out().items():
             self._workers.send(worker, jobs)
+
+    async def _write(self, database: _Database, turn: _Turn) -> None:
+        """What was reported, and what the time has come for."""
+        connection, store, limits = database.connection, database.store, database.limits
+        if turn.freed:
+            await limits.lock(connection, turn.freed)
+        failures = [report.failure for report in turn.reports if report.failure is not None]
+        ended = [report.ended for report in turn.reports if report.ended is not None]
+        postponed = [report.postponed for report in turn.reports if report.postponed is not None]
+        if turn.progress:
+            await store.set_progress(connection, turn.progress)
+        if failures:
+            await store.note(connection, failures)
+        if ended:
+            await store.end(connection, ended)
+        if postponed:
+            await store.postpone(connection, postponed)
+        released = 0
+        if turn.freed:
+            released += await limits.release(connection, turn.freed)
+        if turn.looking or turn.hurries:
+            released += await store.release(connection, _RELEASED)
+        if turn.ticking:
+            schedules = {one.task: one for many in self._schedules.values() for one in many}
+            enqueued, turn.next_tick = await database.ticks.enqueue_due(connection, schedules.values())
+            released += enqueued
+        if turn.forgetting:
+            turn.forgotten = await store.forget(connection, self._keep, _FORGOTTEN)
+        if released:
+            self._expect_work()
+
+    def _turned(self, turn: _Turn, now: float) -> None:
+        """It is in the database now."""
+        del self._dispatch.unwritten[: len(turn.reports)]
+        if turn.reports:
+            self._workers.written(turn.reports)
+        for one in turn.progress:
+            if self._progress.get(one.id) is one:
+                del self._progress[one.id]
+        if turn.looking:
+            again = self._looks.pop(0) if self._looks else self._poll
+            self._look_at = now + (again if turn.due_in is None else min(again, turn.due_in))
+        self._look_at = min([self._look_at, *(now + wait for wait in turn.waits)])
+        if turn.ticking:
+            self._tick_at = now + turn.next_tick
+        if turn.forgetting:
+            self._forget_at = now + (_FORGET_AGAIN if turn.forgotten == _FORGOTTEN else BEAT)
 
     def _expect_work(self) -> None:
         for queues in self._maybe.values():
@@ -243,69 +315,73 @@ class Dispatcher:
     def _may_claim(self, wanted: Wanted) -> bool:
         return bool(wanted.jobs and self._maybe[wanted.tasks is None] - self._paused)
 
-    async def _claim(self, connection: PySQLXEngine, store: Store, wanted: Wanted) -> list[Claimed]:
+    async def _claim(self, database: _Database, wanted: Wanted) -> list[Claimed]:
         assert self._presence is not None
         queues = self._maybe[wanted.tasks is None]
         claimed: list[Claimed] = []
-        while len(claimed) < wanted.jobs and queues - self._paused:
+        for _ in range(_ROUNDS):
+            if len(claimed) >= wanted.jobs or not queues - self._paused:
+                break
             for queue, part in self._shares.split(wanted.jobs - len(claimed), queues - self._paused).items():
                 self._claims += 1
                 owner = self._presence.owners[0] + self._claims
-                found = await store.claim(connection, queue, part, owner, wanted.tasks)
-                claimed += found
+                found = await database.store.claim(database.connection, queue, part, owner, wanted.tasks)
                 if len(found) < part:
                     queues.discard(queue)
+                claimed += await database.limits.keep(database.connection, found)
         return claimed
 
-    async def _hear_users(self, connection: PySQLXEngine, store: Store) -> None:
+    async def _hear_users(self, database: _Database) -> None:
         """What people have said about queues, and about jobs that run here."""
         assert self._presence is not None
-        self._paused = frozenset(await store.paused(connection))
-        unwanted = await store.cancel_asked(connection, *self._presence.owners)
+        self._paused = frozenset(await database.store.paused(database.connection))
+        unwanted = await database.store.cancel_asked(database.connection, *self._presence.owners)
         for worker, jobs in self._dispatch.who_has(unwanted).items():
             self._workers.cancel(worker, jobs)
 
     # -- who else claims ------------------------------------------------------------------------------------------
 
-    async def _appear(self, connection: PySQLXEngine, store: Store, register: Register) -> Presence:
+    async def _appear(self, database: _Database) -> Presence:
         """Have a row of our own, and know what runs for it."""
         if self._presence is None:
-            self._presence = await register.enter(connection, self._run, self._pid, self._hints)
+            self._presence = await database.register.enter(database.connection, self._run, self._pid, self._hints)
             self._claims = 0
         elif self._doubtful:
             held = self._dispatch.holds()
-            running = await store.running(connection, *self._presence.owners)
+            running = await database.store.running(database.connection, *self._presence.owners)
             self._dispatch.unwritten += [given_back(job) for job in running if (job.id, job.owner) not in held]
         self._doubtful = False
         return self._presence
 
-    async def _beat(self, connection: PySQLXEngine, store: Store, register: Register) -> None:
+    async def _beat(self, database: _Database) -> None:
         """Show that we are there, and see to the jobs of those who are not any more."""
         assert self._presence is not None
         now = time.monotonic()
         self._beat_at = now + BEAT
-        if not await register.beat(connection, self._presence):
+        if not await database.register.beat(database.connection, self._presence):
             logger.warning("Jobs: this dispatcher was taken for dead: what it had claimed may run twice")
             self._presence = None
-        here = await self._appear(connection, store, register)
+        here = await self._appear(database)
         adopting = self._adopt_at is not None and now >= self._adopt_at
         if adopting:
             self._adopt_at = None
         host = host_identity()
-        for other in await register.all(connection):
+        for other in await database.register.all(database.connection):
             if other.id == here.id:
                 continue
             before_us = other.run == self._run
             if adopting if before_us else other.is_lost(host):
-                await self._inherit(connection, store, register, other, before_us=before_us)
+                await self._inherit(database, other, before_us=before_us)
+        async with database.store.transaction(database.connection):
+            if await database.limits.release_forgotten(database.connection):
+                self._look_at = 0.0
 
-    async def _inherit(
-        self, connection: PySQLXEngine, store: Store, register: Register, lost: Presence, *, before_us: bool
-    ) -> None:
+    async def _inherit(self, database: _Database, lost: Presence, *, before_us: bool) -> None:
         held = self._dispatch.holds()
-        running = [job for job in await store.running(connection, *lost.owners) if (job.id, job.owner) not in held]
+        running = await database.store.running(database.connection, *lost.owners)
+        running = [job for job in running if (job.id, job.owner) not in held]
         if not running:
-            await register.leave(connection, lost)
+            await database.register.leave(database.connection, lost)
             return
         if before_us and not self._workers_died:
             # Its workers are with us now, and none of them has these: they were never begun.
@@ -318,52 +394,81 @@ class Dispatcher:
             self._adopt_at = 0.0
 
 
+@dataclass
+class _Turn:
+    """What one transaction is for, and what came of it."""
+
+    reports: list[Report]
+    progress: list[Progress]
+    freed: dict[str, int] = field(default_factory=dict)
+    looking: bool = False
+    ticking: bool = False
+    forgetting: bool = False
+    wanted: Wanted = NOTHING
+    claimed: list[Claimed] = field(default_factory=list)
+    due_in: float | None = None
+    next_tick: float = 0.0
+    forgotten: int = 0
+
+    @property
+    def hurries(self) -> bool:
+        """Whether the next attempt at one of its jobs may be at once."""
+        return any(report.hurry for report in self.reports)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.reports or self.progress or self.freed or self.looking or self.ticking or self.forgetting)
+
+    @property
+    def waits(self) -> Iterator[float]:
+        """Seconds until what is postponed by it is due."""
+        for report in self.reports:
+            if report.postponed is not None and report.postponed.wait is not None:
+                yield report.postponed.wait / 1_000_000
+
+
+class _Database:
+    """The dispatcher's connection, and the statements for its kind of database."""
+
+    def __init__(self, connection: PySQLXEngine) -> None:
+        dialect = dialect_of(connection)
+        self.connection = connection
+        self.store = Store(dialect)
+        self.register = Register(dialect)
+        self.limits = Limits(dialect, self.store)
+        self.ticks = Ticks(dialect, self.store)
+        self._dialect = dialect
+
+    @asynccontextmanager
+    async def isolated(self) -> AsyncIterator[None]:
+        """Within this, a statement sees what others have committed before it."""
+        if self._dialect.isolation is None:
+            yield
+            return
+        back = await self._isolation_now()
+        await self.connection.raw_cmd(self._dialect.isolation)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PySQLXError):
+                await self.connection.raw_cmd(back)
+
+    async def _isolation_now(self) -> str:
+        if self._dialect.provider != "mysql":
+            return "RESET default_transaction_isolation"
+        # One server calls it tx_isolation, another one transaction_isolation.
+        (row, *_) = await self.connection.query_as_dict("SHOW VARIABLES LIKE 't%_isolation'")
+        return f"SET SESSION TRANSACTION ISOLATION LEVEL {str(row['Value']).replace('-', ' ')}"
+
+
 async def prepare(connection: PySQLXEngine, dialect: Dialect) -> None:
     """See to it that the tables are there: on SQLite they are made, elsewhere that is for whoever may change the
     database's schema. Raises JobSchemaError."""
+    if dialect.provider == "sqlite":
+        await use_wal(connection)
     found = await version_of(connection)
     if found < VERSION and dialect.migrates_by_itself:
         await migrate(connection)
     elif found < VERSION:
         what = "there are no job tables in this database" if found == 0 else f"the job tables have version {found}"
         raise JobSchemaError(f"{what}: run `pysqlx-ctl jobs migrate`, which brings them to version {VERSION}")
-
-
-@asynccontextmanager
-async def _read_committed(connection: PySQLXEngine, dialect: Dialect) -> AsyncIterator[None]:
-    """On MySQL and MariaDB: claim without locks on the gaps between rows, in which others want to enqueue."""
-    if dialect.isolation is None:
-        yield
-        return
-    # One server calls it tx_isolation, another one transaction_isolation.
-    (row, *_) = await connection.query_as_dict("SHOW VARIABLES LIKE 't%_isolation'")
-    await connection.raw_cmd(dialect.isolation)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PySQLXError):
-            level = str(row["Value"]).replace("-", " ")
-            await connection.raw_cmd(f"SET SESSION TRANSACTION ISOLATION LEVEL {level}")
-
-
-async def _write(
-    connection: PySQLXEngine, store: Store, reports: Sequence[Report], progress: Sequence[Progress]
-) -> None:
-    failures = [report.failure for report in reports if report.failure is not None]
-    ended = [report.ended for report in reports if report.ended is not None]
-    postponed = [report.postponed for report in reports if report.postponed is not None]
-    if progress:
-        await store.set_progress(connection, progress)
-    if failures:
-        await store.note(connection, failures)
-    if ended:
-        await store.end(connection, ended)
-    if postponed:
-        await store.postpone(connection, postponed)
-
-
-def _waits(reports: Iterable[Report]) -> Iterator[float]:
-    """Seconds until what was postponed is due."""
-    for report in reports:
-        if report.postponed is not None and report.postponed.wait is not None:
-            yield report.postponed.wait / 1_000_000

@@ -82,6 +82,7 @@ class _DispatcherProcess:
             queue.weights,
             self,
             connections=max(1, pool.stats().max_size - 1),
+            keep=queue.keep,
             run=self._spec.run,
             pid=self._spec.supervisor,
             hints=listener.name,
@@ -143,7 +144,7 @@ class _DispatcherProcess:
             case Join():
                 peer.name, peer.pid = message.name, message.pid
                 self._by_name[message.name] = channel
-                self._dispatcher.join(message.name, message.slots, message.tasks, message.running)
+                self._dispatcher.join(message.name, message.slots, message.tasks, message.schedules, message.running)
                 self._report(channel, message.name, message.reports)
                 self._expected.discard(message.pid)
                 self._adopt_if_complete()

@@ -90,8 +90,9 @@ class LinkedWorker:
 
     def _join(self, channel: Channel[ToWorker]) -> None:
         slots = 0 if self._retired else self._queue.concurrency
+        schedules = [] if self._retired else list(self._queue.schedules.values())
         running, kept = self._runner.running, list(self._kept.values())
-        channel.send(Join(self._name, os.getpid(), slots, self._queue.abilities, running, kept))
+        channel.send(Join(self._name, os.getpid(), slots, self._queue.abilities, schedules, running, kept))
         self._channel = channel
         self._unsent.clear()
 

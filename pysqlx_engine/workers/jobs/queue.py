@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -16,11 +16,12 @@ from .dialects import dialect_of
 from .dispatcher import prepare
 from .hints import Hints
 from .life import State
+from .periodic import Schedule, check
 from .pools import QueuePools, held
-from .retries import Backoff
+from .retries import LONGEST, Backoff
 from .schema import migrate
 from .served import served_queue
-from .serving import Told, grace_of_the_run, serve, told_to_stop
+from .serving import Told, grace_of_the_run, serve, told_by_others
 from .store import NewJob, Store
 from .tasks import Task, TaskOptions, check_name
 
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_PAYLOAD = 256 * 1024
+KEEP = 7 * 86400.0
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5
 """Seconds between two looks for a result."""
 
@@ -42,6 +44,7 @@ class JobQueue:
         concurrency: jobs that a worker process runs at a time, 1 to 10000.
         max_size: most connections, as for a pool; at least 2 to run jobs. Left out: PYSQLX_MAX_SIZE, else 10.
         max_payload: bytes of JSON that a job's arguments, or a stored result, may have.
+        keep: seconds after which jobs that have ended are deleted, with their results and errors.
 
     Raises ValueError or TypeError for a value outside its range, ConnectError for a URI that no driver takes.
     """
@@ -54,6 +57,7 @@ class JobQueue:
         concurrency: int = 10,
         max_size: int | None = None,
         max_payload: int = MAX_PAYLOAD,
+        keep: float = KEEP,
     ) -> None:
         weights = dict(queues) if isinstance(queues, Mapping) else dict.fromkeys(queues, 1)
         if not weights:
@@ -64,10 +68,14 @@ class JobQueue:
                 raise ValueError(f"the weight of queue {name} must be a whole number from 1 to 1000, not {weight!r}")
         if not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000:
             raise ValueError(f"concurrency must be a whole number from 1 to 10000, not {concurrency!r}")
+        if not 0 <= keep <= LONGEST:
+            raise ValueError(f"keep must be from 0 seconds to 10 years, not {keep!r}")
         self.weights = weights
         self.concurrency = concurrency
         self.max_payload = max_payload
+        self.keep = keep
         self.tasks: dict[str, Task[Any, Any]] = {}
+        self.schedules: dict[str, Schedule] = {}
         self._pools = QueuePools(uri=uri, min_size=0, max_size=max_size, name="jobs")
         self._uri, self._max_size = uri, max_size
         self._hints = Hints()
@@ -90,6 +98,7 @@ class JobQueue:
         backoff: Backoff | None = None,
         transactional: bool = False,
         store_result: bool = False,
+        limit: int | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
     def task(
         self,
@@ -103,6 +112,7 @@ class JobQueue:
         backoff: Backoff | None = None,
         transactional: bool = False,
         store_result: bool = False,
+        limit: int | None = None,
     ) -> Any:
         """Make a function a task.
 
@@ -119,11 +129,13 @@ class JobQueue:
             backoff: how long a failed job waits.
             transactional: commit what the handler does by its connection together with the job's end, or neither.
             store_result: keep what it returns for `result`.
+            limit: how many of its jobs run at a time, over all hosts, 1 to 100000; of all, or of those with the same
+                `limit_key`, which `options` gives.
 
         Raises TypeError for a function that cannot be a handler, ValueError for an option outside its range.
         """
         backoff = Backoff() if backoff is None else backoff
-        settings = TaskOptions(queue, max_attempts, timeout, priority, backoff, transactional, store_result)
+        settings = TaskOptions(queue, max_attempts, timeout, priority, backoff, transactional, store_result, limit)
 
         def declare(function: Callable[P, R]) -> Task[P, R]:
             known = getattr(function, "__name__", None) if name is None else name
@@ -142,6 +154,33 @@ class JobQueue:
     def abilities(self) -> dict[str, bool]:
         """The tasks by name, and whether their handlers use connections."""
         return {name: task.signature.uses_connections for name, task in self.tasks.items()}
+
+    def periodic(
+        self, cron: str, *, zone: str = "UTC", queue: str = "default", max_attempts: int = 1, **options: Any
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
+        """Make a function a task that is enqueued by the clock, once for each of its times, over all hosts. One that is
+        still there when the next time comes is not enqueued a second time; of times that passed while nobody was there
+        the last one is made up for.
+
+        Args:
+            cron: five fields, as in a crontab: minute, hour, day of month, month, day of week.
+            zone: the time zone of `cron`.
+            max_attempts: 1, as its next time comes anyway.
+
+        All others are those of `task`. Raises ValueError and TypeError as that does, for a line or a zone that nobody
+        understands, and for a function that takes arguments.
+        """
+        check(cron, zone)
+
+        def declare(function: Callable[P, R]) -> Task[P, R]:
+            task: Task[P, R] = self.task(queue=queue, max_attempts=max_attempts, **options)(function)
+            if not task.signature.fits_nothing:
+                del self.tasks[task.name]
+                raise TypeError(f"{task.name} takes arguments, and the clock has none to give")
+            self.schedules[task.name] = Schedule(task.name, cron, zone, queue, task.task_options.priority, max_attempts)
+            return task
+
+        return declare
 
     # -- enqueue, and look ----------------------------------------------------------------------------------------
 
@@ -269,16 +308,18 @@ class JobQueue:
         """
         asyncio.run(self.serve())
 
-    async def serve(self, grace: float | None = None) -> None:
-        """`run`, in an event loop of one's own. `grace`: seconds that jobs get to end; left out: what a run's
-        --graceful-timeout leaves, else 30."""
-        grace = grace_of_the_run() if grace is None else grace
-        if self._told is not None:
+    def serve(self, grace: float | None = None) -> Coroutine[Any, Any, None]:
+        """`run`, in an event loop of one's own: `await queue.serve()`. `grace`: seconds that jobs get to end; left out:
+        what a run's --graceful-timeout leaves, else 30."""
+        if self._told is not None and self._told.loop is not None:
             raise JobError("this queue is being served already")
-        with told_to_stop() as told:
-            self._told = told
+        self._told = told = Told()  # here, and not in the task that is made of it: `stop` may come before that begins
+        return self._serve(grace_of_the_run() if grace is None else grace, told)
+
+    async def _serve(self, grace: float, told: Told) -> None:
+        with told_by_others(told):
+            asked = served_queue(self._uri, self._max_size, self.weights, self.keep)
             try:
-                asked = served_queue(self._uri, self._max_size, self.weights)
                 await serve(self, self._pools, self._hints, grace, told, asked)
             finally:
                 self._told = None

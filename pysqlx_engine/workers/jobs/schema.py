@@ -5,6 +5,8 @@
     pysqlx_job_errors    what went wrong in each attempt
     pysqlx_job_dispatchers   who claims jobs, and when each of them was seen last
     pysqlx_job_queues    which queues are paused
+    pysqlx_job_limits    a row to lock for each limit
+    pysqlx_job_ticks     when each periodic task was enqueued last
     pysqlx_job_schema    which migrations have been applied
 
 Times are microseconds since 1970, UTC, by the server's clock: the same on every database, and exact.
@@ -12,10 +14,11 @@ Times are microseconds since 1970, UTC, by the server's clock: the same on every
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import JobSchemaError
+from ...errors import JobSchemaError, PySQLXError
 from .dialects import Dialect, dialect_of
 
 if TYPE_CHECKING:
@@ -32,7 +35,9 @@ class Index:
     name: str
     columns: str
     where: str = ""
-    """The state that it is for, where an index can be partial; elsewhere the state is its first column."""
+    """The rows that it is for, where an index can be partial."""
+    by: str = "state"
+    """The columns of that condition: elsewhere they are its first."""
     unique: bool = False
 
 
@@ -45,6 +50,8 @@ class Table:
     """Whether its rows are changed and deleted all the time."""
 
 
+CLAIMABLE = "state = 'available' AND held = 0"
+"""What is `held` may not be claimed: as many jobs with its `limit_key` run as may."""
 WAITS_FOR_ITS_TIME = "state IN ('scheduled', 'retrying')"
 
 _OF_A_JOB = """
@@ -61,6 +68,9 @@ _OF_A_JOB = """
     claimed_at {integer},
     owner {integer},
     cancel_asked_at {integer},
+    limit_key {name},
+    limit_max {integer},
+    held {integer} NOT NULL,
     progress {text}"""
 
 TABLES = (
@@ -69,9 +79,10 @@ TABLES = (
         "pysqlx_jobs",
         "id {identity}," + _OF_A_JOB,
         (
-            Index("pysqlx_jobs_claim", "queue, priority DESC, run_at, id", "state = 'available'"),
+            Index("pysqlx_jobs_claim", "queue, priority DESC, run_at, id", CLAIMABLE, "state, held"),
             Index("pysqlx_jobs_due", "run_at", WAITS_FOR_ITS_TIME),
             Index("pysqlx_jobs_owner", "owner", "state = 'running'"),
+            Index("pysqlx_jobs_limit", "limit_key, state, held", "limit_key IS NOT NULL", ""),
             Index("pysqlx_jobs_unique", "unique_key", unique=True),
         ),
         hot=True,
@@ -92,6 +103,8 @@ TABLES = (
         "id {identity},\n    run {name} NOT NULL,\n    host {text} NOT NULL,\n    pid {integer} NOT NULL,\n"
         "    started {integer} NOT NULL,\n    seen_at {integer} NOT NULL,\n    hints {text}",
     ),
+    Table("pysqlx_job_limits", "name {name} NOT NULL PRIMARY KEY"),
+    Table("pysqlx_job_ticks", "name {name} NOT NULL PRIMARY KEY,\n    tick {integer} NOT NULL"),
     Table("pysqlx_job_queues", "name {name} NOT NULL PRIMARY KEY,\n    paused_at {integer}"),
 )
 
@@ -109,7 +122,7 @@ def creations(dialect: Dialect, table: Table) -> list[str]:
     # In one statement: MySQL has no CREATE INDEX IF NOT EXISTS, and does not undo half a migration.
     keys = [
         f",\n    {'UNIQUE ' if index.unique else ''}KEY {index.name} "
-        f"({'state, ' if index.where else ''}{index.columns})"
+        f"({f'{index.by}, ' if index.where and index.by else ''}{index.columns})"
         for index in table.indexes
     ]
     return [f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}{''.join(keys)}) {dialect.table_options}"]
@@ -170,8 +183,7 @@ async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:
         if row["got"] != 1:
             raise JobSchemaError(f"another process has been migrating the job tables for {LOCK_TIMEOUT} s")
     elif dialect.provider == "sqlite":
-        # A property of the file. Without it whoever reads keeps everybody from writing.
-        await connection.query_as_dict("PRAGMA journal_mode = WAL")
+        await use_wal(connection)
         await connection.raw_cmd("BEGIN IMMEDIATE")
     else:
         await connection.begin()
@@ -183,3 +195,10 @@ async def _unlock(connection: PySQLXEngine, dialect: Dialect, end: str) -> None:
         await connection.query_as_dict("SELECT release_lock(concat('pysqlx_jobs:', database())) AS released")
     else:
         await connection.raw_cmd(end)
+
+
+async def use_wal(connection: PySQLXEngine) -> None:
+    """Switch an SQLite file to WAL mode, which stays: else whoever reads keeps everybody from writing. It is left for
+    the next time where somebody uses the file right now."""
+    with contextlib.suppress(PySQLXError):
+        await connection.query_as_dict("PRAGMA journal_mode = WAL")

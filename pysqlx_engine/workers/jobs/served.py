@@ -25,6 +25,7 @@ class ServedQueue(msgspec.Struct, tag="served_queue", frozen=True):
     """None: as the settings say."""
     max_size: int | None
     weights: dict[str, int]
+    keep: float
 
     def __repr__(self) -> str:  # the URI may hold a password
         return f"ServedQueue({self.socket!r})"
@@ -50,11 +51,11 @@ ask_supervisor: list[Callable[[ServedQueue], None]] = []
 """What a worker process of a run has to say it by."""
 
 
-def served_queue(uri: str | None, max_size: int | None, weights: Mapping[str, int]) -> ServedQueue | None:
+def served_queue(uri: str | None, max_size: int | None, weights: Mapping[str, int], keep: float) -> ServedQueue | None:
     """The question, in a worker of a run with several; None elsewhere: there the dispatcher is in the process."""
     directory = os.environ.get(DIRECTORY)
     if not directory or not ask_supervisor:
         return None
-    what = msgspec.json.encode([uri, max_size, sorted(weights.items())])
+    what = msgspec.json.encode([uri, max_size, sorted(weights.items()), keep])
     name = hashlib.sha256(what).hexdigest()[:8]
-    return ServedQueue(os.path.join(directory, f"jobs-{name}.sock"), uri, max_size, dict(weights))
+    return ServedQueue(os.path.join(directory, f"jobs-{name}.sock"), uri, max_size, dict(weights), keep)

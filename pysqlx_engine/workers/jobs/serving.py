@@ -45,12 +45,13 @@ def grace_of_the_run() -> float:
 
 
 class Told:
-    """To stop, and, when told again, not to wait any more. Safe to use from any thread."""
+    """To stop, and, when told again, not to wait any more. Safe to use from any thread, and before there is a loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Where somebody listens; None: nobody does yet."""
 
     def tell(self) -> None:
         self._call(self._tell)
@@ -63,15 +64,17 @@ class Told:
         (self.hurry if self.stop.is_set() else self.stop).set()
 
     def _call(self, what: Callable[[], object]) -> None:
+        if self.loop is None:
+            what()
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
-            self._loop.call_soon_threadsafe(what)
+            self.loop.call_soon_threadsafe(what)
 
 
 @contextlib.contextmanager
-def told_to_stop() -> Iterator[Told]:
-    """INT, TERM (where nobody else has a handler for it) and the drain of a run tell."""
-    told = Told()
-    loop = asyncio.get_running_loop()
+def told_by_others(told: Told) -> Iterator[None]:
+    """INT, TERM (where nobody else has a handler for it) and the drain of a run tell, too."""
+    told.loop = loop = asyncio.get_running_loop()
     handled: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
         handled.append(signal.SIGINT)
@@ -81,7 +84,7 @@ def told_to_stop() -> Iterator[Told]:
         loop.add_signal_handler(number, told.tell)
     registry.on_drain.append(told.drain)
     try:
-        yield told
+        yield
     finally:
         registry.on_drain.remove(told.drain)
         for number in handled:
@@ -156,10 +159,11 @@ class _Here:
             queue.weights,
             self,
             connections=pool.stats().max_size - 1,
+            keep=queue.keep,
             run=f"process-{secrets.token_hex(8)}",
             hints=self.listener.name,
         )
-        self.dispatcher.join(self._name, queue.concurrency, queue.abilities)
+        self.dispatcher.join(self._name, queue.concurrency, queue.abilities, queue.schedules.values())
 
     def send(self, worker: str, jobs: list[Claimed]) -> None:
         self.runner.start(jobs)

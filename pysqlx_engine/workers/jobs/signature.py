@@ -41,6 +41,15 @@ class Signature:
     def uses_connections(self) -> bool:
         return self.connection is not None or self.pool is not None
 
+    @property
+    def fits_nothing(self) -> bool:
+        """Whether the handler can be called without any arguments."""
+        try:
+            self._arguments.validate_python({})
+        except ValidationError:
+            return False
+        return True
+
     def encode(self, arguments: Mapping[str, object]) -> str:
         """The JSON of a job's arguments. Raises JobArgumentsError for those that do not fit the handler."""
         try:

@@ -17,20 +17,20 @@ import msgspec
 from ...errors import PySQLXError
 from .dialects import Dialect, Type
 from .life import FINAL, State
-from .schema import WAITS_FOR_ITS_TIME
+from .schema import CLAIMABLE, WAITS_FOR_ITS_TIME
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
 
 _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
-    "claimed_at", "owner", "cancel_asked_at", "progress",
+    "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress",
 )  # fmt: skip
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
 """At least one attempt is left."""
 _REVIVED = {
     "state": "'available'", "max_attempts": _MORE.format("e."), "run_at": "{now}", "claimed_at": "NULL",
-    "owner": "NULL", "cancel_asked_at": "NULL", "progress": "NULL",
+    "owner": "NULL", "cancel_asked_at": "NULL", "held": "0", "progress": "NULL",
 }  # fmt: skip
 
 
@@ -50,6 +50,9 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """Or when, in microseconds since 1970."""
     unique_key: str | None = None
     """No second one with this key is enqueued before this one has ended."""
+    limit_key: str | None = None
+    """At most `limit_max` jobs with this key run at a time."""
+    limit_max: int | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -65,6 +68,8 @@ class Claimed(msgspec.Struct, frozen=True):
     created_at: int
     run_at: int
     owner: int
+    limit_key: str | None = None
+    limit_max: int | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +95,8 @@ class Postponed(Attempt, frozen=True, kw_only=True):
     """The attempts that it has had then: one less where this was none."""
     wait: int | None = None
     """Microseconds from now until its time; None: its place is the one it had."""
+    held: int = 0
+    """1: it waits until fewer with its limit run."""
 
 
 class Failure(Attempt, frozen=True, kw_only=True):
@@ -130,14 +137,16 @@ class Store:
 
         new = dialect.rows(
             queue="name", task="name", args="text", priority="integer", max_attempts="integer", delay="integer",
-            at="integer", unique_key="name",
+            at="integer", unique_key="name", limit_key="name", limit_max="integer",
         )  # fmt: skip
         self._enqueue = (
             "INSERT INTO pysqlx_jobs "
-            "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at) "
+            "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at, limit_key, "
+            "limit_max, held) "
             "SELECT r.queue, r.task, "
             "CASE WHEN coalesce(r.at, c.now + r.delay) > c.now THEN 'scheduled' ELSE 'available' END, "
-            "r.priority, 0, r.max_attempts, r.args, r.unique_key, c.now, coalesce(r.at, c.now + r.delay) "
+            "r.priority, 0, r.max_attempts, r.args, r.unique_key, c.now, coalesce(r.at, c.now + r.delay), "
+            "r.limit_key, r.limit_max, 0 "
             f"FROM {new}, (SELECT {now} AS now) AS c WHERE true "
             + ("" if self._mysql else "ON CONFLICT (unique_key) DO NOTHING RETURNING id, unique_key")
         )
@@ -149,15 +158,18 @@ class Store:
         self._with_keys = f"SELECT j.id, j.unique_key FROM pysqlx_jobs j JOIN {keys} ON r.unique_key = j.unique_key"
 
         pick = (
-            "SELECT {} FROM pysqlx_jobs WHERE state = 'available' AND queue = :queue {}"
+            f"SELECT {{}} FROM pysqlx_jobs WHERE {CLAIMABLE} AND queue = :queue {{}}"
             f"ORDER BY priority DESC, run_at, id LIMIT :most {lock}"
         )
         some = f"AND task IN (SELECT r.task FROM {dialect.rows(task='name')}) "
         claimed = ", ".join(Claimed.__struct_fields__)
         take = f"SET state = 'running', attempt = attempt + 1, owner = :owner, claimed_at = {now}"
+        # PostgreSQL finds those of an array by the index, and might read the whole table for those of a query.
+        among = "= ANY (ARRAY({}))" if dialect.provider == "postgresql" else "IN ({})"
+        picked = among.format("SELECT id FROM picked")
         self._claim, self._claim_some = (
             f"WITH picked AS MATERIALIZED ({pick.format('id', tasks)}) "
-            f"UPDATE pysqlx_jobs {take} WHERE id IN (SELECT id FROM picked) RETURNING {claimed}"
+            f"UPDATE pysqlx_jobs {take} WHERE id {picked} RETURNING {claimed}"
             for tasks in ("", some)
         )
         self._pick, self._pick_some = (pick.format(claimed, tasks) for tasks in ("", some))
@@ -171,13 +183,14 @@ class Store:
         self._cancel = self._moves(ids, "j.id = r.id AND j.state <> 'running'", "'cancelled'", "NULL")
         self._ask_to_cancel = self._changes(ids, "j.id = r.id AND j.state = 'running'", cancel_asked_at=now)
         self._postpone = self._changes(
-            dialect.rows(**key, state="name", attempt_after="integer", wait="integer"),
+            dialect.rows(**key, state="name", attempt_after="integer", wait="integer", held="integer"),
             mine,
             state="r.state",
             attempt="r.attempt_after",
             run_at=f"coalesce({now} + r.wait, j.run_at)",
             owner="NULL",
             claimed_at="NULL",
+            held="r.held",
         )
         self._progress = self._changes(dialect.rows(**key, progress="text"), mine, progress="r.progress")
         self._hurry = self._changes(
@@ -187,6 +200,7 @@ class Store:
             run_at=now,
             max_attempts=_MORE.format("j."),
         )
+        self._unhold = self._changes(ids, "j.id = r.id", held="0")
         back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in _COLUMNS)
         self._revive = [
             f"INSERT INTO pysqlx_jobs ({', '.join(_COLUMNS)}) "
@@ -200,14 +214,15 @@ class Store:
         failed = dialect.rows(**key, worker="text", error="text", traceback="text")
         self._note = (
             "INSERT INTO pysqlx_job_errors (job_id, attempt, at, worker, error, traceback) "
-            f"SELECT r.id, r.attempt, {now}, r.worker, r.error, r.traceback FROM {failed} JOIN pysqlx_jobs j ON {mine}"
+            f"SELECT r.id, r.attempt, {now}, r.worker, r.error, r.traceback FROM {self._each(failed, mine)}"
         )
         waits = f"{WAITS_FOR_ITS_TIME} AND run_at <= {now} ORDER BY run_at LIMIT :most"
+        # On MySQL and MariaDB in two: an UPDATE there waits for rows beside those that it is about.
+        self._due = f"SELECT id FROM pysqlx_jobs WHERE {waits} {lock}"
         self._release = (
-            f"UPDATE pysqlx_jobs SET state = 'available' WHERE {waits}"
+            self._changes(ids, "j.id = r.id", state="'available'")
             if self._mysql
-            else "UPDATE pysqlx_jobs SET state = 'available' "
-            f"WHERE id IN (SELECT id FROM pysqlx_jobs WHERE {waits} {lock})"
+            else f"UPDATE pysqlx_jobs SET state = 'available' WHERE id {among.format(self._due)}"
         )
         self._due_in = f"SELECT min(run_at) - {now} AS wait FROM pysqlx_jobs WHERE {WAITS_FOR_ITS_TIME}"
         self._cancel_asked = (
@@ -219,13 +234,28 @@ class Store:
             f"SELECT j.state, NULL AS result, {error} FROM pysqlx_jobs j WHERE j.id = :id UNION ALL "
             f"SELECT j.state, j.result, {error} FROM pysqlx_jobs_ended j WHERE j.id = :id"
         )
+        # MySQL takes a LIMIT in a table expression only.
+        old = among.format(
+            f"SELECT id FROM (SELECT id FROM pysqlx_jobs_ended WHERE ended_at < {now} - :keep "
+            "ORDER BY ended_at LIMIT :most) AS old"
+        )
+        self._forget_errors = f"DELETE FROM pysqlx_job_errors WHERE job_id {old}"
+        self._forget = f"DELETE FROM pysqlx_jobs_ended WHERE id {old}"
         self._running = f"SELECT {claimed} FROM pysqlx_jobs WHERE state = 'running' AND owner BETWEEN :first AND :last"
 
-    @staticmethod
-    def _one_by_one(rows: str, condition: str) -> str:
-        """For MySQL and MariaDB: each row's job, found by its id and in no other way. What a server looks at on another
-        way it locks, and two that lock each other's rows are a deadlock."""
-        return f"{rows} STRAIGHT_JOIN pysqlx_jobs j FORCE INDEX (PRIMARY) ON {condition}"
+    def _one_by_one(self, rows: str, condition: str) -> str:
+        """For all but PostgreSQL: each row's job, found by its id and in no other way. What MySQL and MariaDB look at
+        on another way they lock, and two that lock each other's rows are a deadlock; SQLite would look at all that
+        runs for each row."""
+        if self._mysql:
+            return f"{rows} STRAIGHT_JOIN pysqlx_jobs j FORCE INDEX (PRIMARY) ON {condition}"
+        return f"{rows} CROSS JOIN pysqlx_jobs j NOT INDEXED ON {condition}"
+
+    def _each(self, rows: str, condition: str) -> str:
+        """The rows, each with its job."""
+        if self._dialect.provider == "postgresql":
+            return f"{rows} JOIN pysqlx_jobs j ON {condition}"
+        return self._one_by_one(rows, condition)
 
     def _changes(self, rows: str, condition: str, **values: str) -> str:
         """An UPDATE of the jobs that belong to a row."""
@@ -233,7 +263,8 @@ class Store:
         changed = ", ".join(f"{prefix}{column} = {value}" for column, value in values.items())
         if self._mysql:
             return f"UPDATE {self._one_by_one(rows, condition)} SET {changed}"
-        return f"UPDATE pysqlx_jobs AS j SET {changed} FROM {rows} WHERE {condition}"
+        by_id = "NOT INDEXED" if self._dialect.provider == "sqlite" else ""
+        return f"UPDATE pysqlx_jobs AS j {by_id} SET {changed} FROM {rows} WHERE {condition}"
 
     def _moves(self, rows: str, condition: str, state: str, result: str) -> list[str]:
         """What moves the jobs that belong to a row to the history."""
@@ -244,17 +275,11 @@ class Store:
         if self._dialect.provider == "postgresql":
             gone = f"DELETE FROM pysqlx_jobs AS j USING {rows} WHERE {condition} RETURNING {moved}, {now}, {result}"
             return [f"WITH gone ({columns}, ended_at, result) AS ({gone}) {into} SELECT * FROM gone"]
+        ones = self._one_by_one(rows, condition)
+        copy = f"{into} SELECT {moved}, {now}, {result} FROM {ones}"
         if self._mysql:
-            ones = self._one_by_one(rows, condition)
-            return [
-                f"{into} SELECT {moved}, {now}, {result} FROM {ones} FOR UPDATE",
-                f"DELETE j FROM {ones}",
-            ]
-        copy = f"{into} SELECT {moved}, {now}, {result} FROM pysqlx_jobs j JOIN {rows} ON {condition}"
-        return [
-            copy,
-            f"DELETE FROM pysqlx_jobs AS j WHERE j.id IN (SELECT r.id FROM {rows} WHERE {condition})",
-        ]
+            return [f"{copy} FOR UPDATE", f"DELETE j FROM {ones}"]
+        return [copy, f"DELETE FROM pysqlx_jobs WHERE id IN (SELECT j.id FROM {ones})"]
 
     async def begin(self, connection: PySQLXEngine) -> None:
         """Begin a transaction that is going to write."""
@@ -355,8 +380,13 @@ class Store:
         return await connection.execute(self._note, {"rows": _json(failures)})
 
     async def release(self, connection: PySQLXEngine, most: int) -> int:
-        """Make available what is due. Gives how many."""
-        return await connection.execute(self._release, {"most": most})
+        """Make available what is due. Gives how many. On MySQL and MariaDB to be called in a transaction."""
+        if not self._mysql:
+            return await connection.execute(self._release, {"most": most})
+        due = await connection.query_as_dict(self._due, {"most": most})
+        if not due:
+            return 0
+        return await connection.execute(self._release, {"rows": rows_of("id", (row["id"] for row in due))})
 
     async def due_in(self, connection: PySQLXEngine) -> float | None:
         """Seconds until the next job is due; None: no job waits for its time."""
@@ -381,6 +411,17 @@ class Store:
     async def set_progress(self, connection: PySQLXEngine, progress: Sequence[Progress]) -> int:
         """Write how far these attempts are."""
         return await connection.execute(self._progress, {"rows": _json(progress)})
+
+    async def unhold(self, connection: PySQLXEngine, ids: Sequence[int]) -> int:
+        """Let these be claimed, as far as their limits are concerned. Gives how many."""
+        return await connection.execute(self._unhold, {"rows": rows_of("id", ids)}) if ids else 0
+
+    async def forget(self, connection: PySQLXEngine, keep: float, most: int) -> int:
+        """Delete what has ended more than `keep` seconds ago, at most so many, with its errors. Gives how many. To be
+        called in a transaction."""
+        asked = {"keep": round(keep * 1_000_000), "most": most}
+        await connection.execute(self._forget_errors, asked)
+        return await connection.execute(self._forget, asked)
 
     async def outcome(self, connection: PySQLXEngine, id_: int) -> JobOutcome | None:
         """How a job stands; None: there is none."""
@@ -428,4 +469,9 @@ def _json(rows: Iterable[object]) -> str:
 
 
 def _ids(ids: Iterable[int]) -> str:
-    return _json({"id": one} for one in ids)
+    return rows_of("id", ids)
+
+
+def rows_of(column: str, values: Iterable[int] | Iterable[str]) -> str:
+    """The parameter `rows` for a `Dialect.rows` of this one column."""
+    return _json({column: value} for value in values)

@@ -41,6 +41,8 @@ class TaskOptions:
     """What the handler does by its connection, and that the job is completed, commit together or not at all."""
     store_result: bool = False
     """Keep what the handler returns, for `JobQueue.result`."""
+    limit: int | None = None
+    """How many of its jobs run at a time, over all hosts: of all, or of those with the same `limit_key`."""
 
     def __post_init__(self) -> None:
         check_name("queue", self.queue)
@@ -48,6 +50,8 @@ class TaskOptions:
         _whole("priority", self.priority, -_PRIORITIES, _PRIORITIES)
         if self.timeout is not None and not 0 < self.timeout <= LONGEST:
             raise ValueError(f"timeout must be more than 0 seconds, not {self.timeout}")
+        if self.limit is not None:
+            _whole("limit", self.limit, 1, 100_000)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class EnqueueOptions:
     priority: int | None = None
     max_attempts: int | None = None
     unique_key: str | None = None
+    limit_key: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.delay) and 0 <= self.delay <= LONGEST):
@@ -76,6 +81,8 @@ class EnqueueOptions:
             _whole("max_attempts", self.max_attempts, 1, MOST_ATTEMPTS)
         if self.unique_key is not None:
             check_name("unique_key", self.unique_key)
+        if self.limit_key is not None:
+            check_name("limit_key", self.limit_key)
 
 
 class Enqueuer:
@@ -99,6 +106,7 @@ class Enqueuer:
         priority: int | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
+        limit_key: str | None = None,
     ) -> Enqueuer:
         """The same with other options.
 
@@ -109,13 +117,17 @@ class Enqueuer:
             priority: higher runs first; -1000000 to 1000000.
             max_attempts: 1 to 1000.
             unique_key: while a job with this key has not ended, no second one is enqueued: the id is the first one's.
+            limit_key: the task's `limit` counts the jobs with this key, which may be of several tasks, instead of all
+                of the task.
 
         Raises ValueError or TypeError for a value outside its range.
         """
         said: dict[str, Any] = {
             "delay": delay, "at": at, "queue": queue, "priority": priority, "max_attempts": max_attempts,
-            "unique_key": unique_key,
+            "unique_key": unique_key, "limit_key": limit_key,
         }  # fmt: skip
+        if limit_key is not None and self._task.task_options.limit is None:
+            raise ValueError(f"{self._task.name} has no limit: @queue.task(limit=...) says how many with a key may run")
         changed = {name: value for name, value in said.items() if value is not None}
         return Enqueuer(self._task, replace(self._options, **changed))
 
@@ -154,22 +166,26 @@ class Enqueuer:
         max_attempts = options.max_attempts if said.max_attempts is None else said.max_attempts
         delay = round(said.delay * 1_000_000)
         at = None if said.at is None else round(said.at.timestamp() * 1_000_000)
+        limit_key = None
+        if options.limit is not None:
+            limit_key = f"task:{task.name}"[:LONGEST_NAME] if said.limit_key is None else said.limit_key
         jobs = []
         for arguments in many:
             try:
                 args = task.signature.encode(arguments)
             except JobArgumentsError as error:
                 raise JobArgumentsError(f"{task.name}: {error}") from None
-            if len(args) > task.queue.max_payload:
+            size = len(args.encode())
+            if size > task.queue.max_payload:
                 raise JobArgumentsError(
-                    f"{task.name}: the arguments are {len(args)} bytes of JSON, and the queue takes up to "
+                    f"{task.name}: the arguments are {size} bytes of JSON, and the queue takes up to "
                     f"{task.queue.max_payload} (JobQueue(max_payload=...)): store what is large elsewhere, and enqueue "
                     "where it is"
                 )
             jobs.append(
                 NewJob(
                     queue=queue, task=task.name, args=args, priority=priority, max_attempts=max_attempts, delay=delay,
-                    at=at, unique_key=said.unique_key,
+                    at=at, unique_key=said.unique_key, limit_key=limit_key, limit_max=options.limit,
                 )
             )  # fmt: skip
         return jobs

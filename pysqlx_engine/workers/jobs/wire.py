@@ -14,6 +14,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from .attempts import Report
+from .periodic import Schedule
 from .store import Claimed, Progress
 
 _LENGTH = struct.Struct("!I")
@@ -29,6 +30,8 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     slots: int
     tasks: dict[str, bool]
     """Its tasks, and whether their handlers use connections."""
+    schedules: list[Schedule]
+    """Its periodic tasks."""
     running: list[Claimed]
     """What it was given by a dispatcher before."""
     reports: list[Report]

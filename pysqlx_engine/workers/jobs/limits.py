@@ -1,0 +1,116 @@
+"""How many jobs with the same limit key run at a time, over all hosts.
+
+What is claimed beyond its limit is held: it is given back, and is not claimed again before one with its key has ended.
+Whoever counts has the key's row locked, so that no two count at once. What is held although there is room (its
+dispatcher died in between, or another one was late) is found by a look at all that is held, every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from .attempts import given_back
+from .dialects import Dialect
+from .store import Claimed, Postponed, Store, rows_of
+
+if TYPE_CHECKING:
+    from ...engine import PySQLXEngine
+
+
+def beyond(claimed: Iterable[Claimed], running: Mapping[str, int]) -> list[Claimed]:
+    """Which of the claimed jobs, the most urgent first, are too many. `running`: by key, with the claimed ones."""
+    over = {}
+    jobs = [job for job in claimed if job.limit_key is not None and job.limit_max is not None]
+    for job in jobs:
+        over[job.limit_key] = running.get(str(job.limit_key), 0) - (job.limit_max or 0)
+    held = []
+    for job in reversed(jobs):
+        if over[job.limit_key] > 0:
+            over[job.limit_key] -= 1
+            held.append(job)
+    return held
+
+
+class Limits:
+    """The statements about limits. All of them to be called in a transaction."""
+
+    def __init__(self, dialect: Dialect, store: Store) -> None:
+        self._store = store
+        keys = dialect.rows(name="name")
+        update = "" if dialect.provider == "sqlite" else "FOR UPDATE"
+        self._lock = (
+            f"SELECT name FROM pysqlx_job_limits WHERE name IN (SELECT r.name FROM {keys}) ORDER BY name {update}"
+        )
+        conflict = "ON DUPLICATE KEY UPDATE name = pysqlx_job_limits.name"
+        if dialect.provider != "mysql":
+            conflict = "ON CONFLICT (name) DO NOTHING"
+        self._make = f"INSERT INTO pysqlx_job_limits (name) SELECT r.name FROM {keys} WHERE true {conflict}"
+        running = "SELECT limit_key, count(*) AS n FROM pysqlx_jobs WHERE state = 'running' AND limit_key IN"
+        self._running = f"{running} (SELECT r.name FROM {keys}) GROUP BY limit_key"
+        held = "state = 'available' AND held = 1"
+        self._first = (
+            f"SELECT id FROM pysqlx_jobs WHERE limit_key = :name AND {held} "
+            f"ORDER BY priority DESC, run_at, id LIMIT :most {dialect.lock}"
+        )
+        self._held = (
+            f"SELECT limit_key, max(limit_max) AS most FROM pysqlx_jobs WHERE limit_key IS NOT NULL AND {held} "
+            "GROUP BY limit_key"
+        )
+
+    async def keep(self, connection: PySQLXEngine, claimed: list[Claimed]) -> list[Claimed]:
+        """Hold what is beyond its limit of what was claimed just now. Gives the rest."""
+        keys = {job.limit_key for job in claimed if job.limit_key is not None}
+        if not keys:
+            return claimed
+        await self.lock(connection, keys)
+        held = beyond(claimed, await self._count(connection, keys))
+        if not held:
+            return claimed
+        reports = [given_back(job).postponed for job in held]
+        await self._store.postpone(
+            connection,
+            [
+                Postponed(
+                    id=one.id, attempt=one.attempt, owner=one.owner, state=one.state, attempt_after=one.attempt_after,
+                    held=1,
+                )
+                for one in reports
+                if one is not None
+            ],
+        )  # fmt: skip
+        gone = {job.id for job in held}
+        return [job for job in claimed if job.id not in gone]
+
+    async def lock(self, connection: PySQLXEngine, keys: Iterable[str]) -> None:
+        """To be called before anything with these keys ends, or is counted."""
+        rows = rows_of("name", sorted(keys))
+        wanted = set(keys)
+        found = await connection.query_as_dict(self._lock, {"rows": rows})
+        if len(found) < len(wanted):
+            await connection.execute(self._make, {"rows": rows})
+            await connection.query_as_dict(self._lock, {"rows": rows})
+
+    async def release(self, connection: PySQLXEngine, most: Mapping[str, int]) -> int:
+        """Let what is held be claimed as far as there is room: of each key as many as `most` may run. The keys are
+        locked. Gives how many."""
+        running = await self._count(connection, most.keys())
+        released = 0
+        for key, limit in most.items():
+            room = limit - running.get(key, 0)
+            if room > 0:
+                first = await connection.query_as_dict(self._first, {"name": key, "most": room})
+                released += await self._store.unhold(connection, [row["id"] for row in first])
+        return released
+
+    async def release_forgotten(self, connection: PySQLXEngine) -> int:
+        """`release`, for all that is held."""
+        held = {row["limit_key"]: int(row["most"]) for row in await connection.query_as_dict(self._held)}
+        if not held:
+            return 0
+        await self.lock(connection, held.keys())
+        return await self.release(connection, held)
+
+    async def _count(self, connection: PySQLXEngine, keys: Iterable[str]) -> dict[str, int]:
+        rows = await connection.query_as_dict(self._running, {"rows": rows_of("name", keys)})
+        return {row["limit_key"]: int(row["n"]) for row in rows}
