@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from .life import FINAL, Event, Life, State, after
@@ -45,16 +47,21 @@ def abandoned(job: Claimed, worker: str, reason: str) -> Report:
 def _report(
     job: Claimed, event: Event, *, wait: int | None = None, result: str | None = None, failure: Failure | None = None
 ) -> Report:
-    life = after(
-        Life(State.RUNNING, job.attempt, job.max_attempts, job.owner), event, attempt=job.attempt, owner=job.owner
+    state, attempt_after = _after(event, job.attempt, job.max_attempts)
+    key = _attempt(job)
+    if state in FINAL:
+        ended = Ended(id=job.id, attempt=job.attempt, owner=job.owner, state=state, result=result)
+        return Report(attempt=key, ended=ended, failure=failure)
+    postponed = Postponed(
+        id=job.id, attempt=job.attempt, owner=job.owner, state=state, attempt_after=attempt_after, wait=wait
     )
-    key = {"id": job.id, "attempt": job.attempt, "owner": job.owner}
-    if life.state in FINAL:
-        ended = Ended(state=life.state, result=result, **key)
-        return Report(attempt=_attempt(job), ended=ended, failure=failure)
-    postponed = Postponed(state=life.state, attempt_after=life.attempt, wait=wait, **key)
-    hurry = life.state is State.AVAILABLE or wait == 0
-    return Report(attempt=_attempt(job), postponed=postponed, failure=failure, hurry=hurry)
+    return Report(attempt=key, postponed=postponed, failure=failure, hurry=state is State.AVAILABLE or wait == 0)
+
+
+@functools.lru_cache(maxsize=1000)
+def _after(event: Event, attempt: int, max_attempts: int) -> tuple[State, int]:
+    life = after(Life(State.RUNNING, attempt, max_attempts, 1), event, attempt=attempt, owner=1)
+    return life.state, life.attempt
 
 
 def _attempt(job: Claimed) -> Attempt:

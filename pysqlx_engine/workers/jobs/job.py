@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -12,10 +11,10 @@ from .store import Claimed
 class Job:
     """The job that a handler runs. Times are aware, in UTC, by the database server's clock."""
 
-    def __init__(self, claimed: Claimed, set_progress: Callable[[str], None]) -> None:
+    def __init__(self, claimed: Claimed, set_progress: Callable[[Claimed, str], None]) -> None:
         self._claimed = claimed
         self._set_progress = set_progress
-        self._cancel_asked = threading.Event()
+        self._cancel_asked = False
 
     @property
     def id(self) -> int:
@@ -55,12 +54,12 @@ class Job:
     def cancel_asked(self) -> bool:
         """Whether the handler is to stop: somebody cancels the job, its time is over, or its worker ends. A coroutine
         is cancelled besides; a plain function has to look at this where it can stop."""
-        return self._cancel_asked.is_set()
+        return self._cancel_asked
 
     def set_progress(self, text: str) -> None:
         """Say how far it is, for `pysqlx-ctl jobs show` and `JobQueue.job`; at most 1000 characters. Does not wait
         until it is written."""
-        self._set_progress(text[:1000])
+        self._set_progress(self._claimed, text[:1000])
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.task!r} attempt {self.attempt}/{self.max_attempts}>"

@@ -88,7 +88,7 @@ class Runner:
         """Run these. Each comes to one report."""
         for claimed in jobs:
             task = self._tasks[claimed.task]
-            running = _Running(claimed, task, Job(claimed, self._progress_of(claimed)))
+            running = _Running(claimed, task, Job(claimed, self._say_progress))
             self._running[claimed.id, claimed.owner] = running
             self._idle.clear()
             running.work = self._loop.create_task(self._run(running))
@@ -161,12 +161,15 @@ class Runner:
 
     async def _call(self, running: _Running, arguments: dict[str, Any]) -> object:
         running.begun = True
+        timeout = running.task.task_options.timeout
+        if timeout is None:
+            return await running.task.function(**arguments)
         try:
-            async with asyncio.timeout(running.task.task_options.timeout) as limit:
+            async with asyncio.timeout(timeout) as limit:
                 return await running.task.function(**arguments)
         except TimeoutError:
             if limit.expired():
-                raise TooLong(running.task.task_options.timeout) from None
+                raise TooLong(timeout) from None
             raise  # the handler's own
 
     async def _in_thread(self, running: _Running, arguments: dict[str, Any]) -> object:
@@ -271,16 +274,13 @@ class Runner:
 
     def _stop(self, running: _Running, why: Stop) -> None:
         running.stop = running.stop or why
-        running.job._cancel_asked.set()
+        running.job._cancel_asked = True
         if running.work is not None and running.task.signature.is_async:
             running.work.cancel()
 
-    def _progress_of(self, claimed: Claimed) -> Callable[[str], None]:
-        def set_progress(text: str) -> None:
-            progress = Progress(id=claimed.id, attempt=claimed.attempt, owner=claimed.owner, progress=_clean(text))
-            self._loop.call_soon_threadsafe(self._set_progress, progress)
-
-        return set_progress
+    def _say_progress(self, claimed: Claimed, text: str) -> None:
+        progress = Progress(id=claimed.id, attempt=claimed.attempt, owner=claimed.owner, progress=_clean(text))
+        self._loop.call_soon_threadsafe(self._set_progress, progress)
 
 
 class TooLong(Exception):

@@ -52,6 +52,7 @@ class Table:
 
 CLAIMABLE = "state = 'available' AND held = 0"
 """What is `held` may not be claimed: as many jobs with its `limit_key` run as may."""
+HAS_A_KEY = "unique_key IS NOT NULL"
 WAITS_FOR_ITS_TIME = "state IN ('scheduled', 'retrying')"
 
 _OF_A_JOB = """
@@ -83,7 +84,7 @@ TABLES = (
             Index("pysqlx_jobs_due", "run_at", WAITS_FOR_ITS_TIME),
             Index("pysqlx_jobs_owner", "owner", "state = 'running'"),
             Index("pysqlx_jobs_limit", "limit_key, state, held", "limit_key IS NOT NULL", ""),
-            Index("pysqlx_jobs_unique", "unique_key", unique=True),
+            Index("pysqlx_jobs_unique", "unique_key", HAS_A_KEY, "", unique=True),
         ),
         hot=True,
     ),
