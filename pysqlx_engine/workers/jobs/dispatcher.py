@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from ...errors import JobSchemaError, PoolError, PySQLXError
 from ..membership import host_identity
 from ..rates import LogBound
+from . import faults
 from .attempts import Report, failed, given_back
 from .dialects import Dialect, dialect_of
 from .dispatch import NOTHING, Dispatch, Wanted
@@ -142,6 +143,7 @@ class Dispatcher:
         self._schedules.pop(worker, None)
 
     def report(self, worker: str, reports: Sequence[Report]) -> None:
+        faults.reached("reported")
         self._dispatch.report(worker, reports, time.monotonic())
         for report in reports:
             self._progress.pop(report.attempt.id, None)
@@ -257,9 +259,12 @@ class Dispatcher:
                 self._dispatch.freed = turn.freed | self._dispatch.freed
                 raise
         self._turned(turn, now)
+        if turn.claimed:
+            faults.reached("claimed")
         self._dispatch.claimed(turn.claimed, time.monotonic())
         for worker, jobs in self._dispatch.hand_out().items():
             self._workers.send(worker, jobs)
+            faults.reached("dispatched")
 
     async def _write(self, database: _Database, turn: _Turn) -> None:
         """What was reported, and what the time has come for."""

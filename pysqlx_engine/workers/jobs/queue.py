@@ -193,8 +193,7 @@ class JobQueue:
             conn = inherited
         if conn is not None:
             return await self._enqueue_by(conn, jobs)
-        pool = await self._pools.for_tasks()
-        async with pool.connection() as connection:
+        async with self.connection() as connection:
             return await self._enqueue_alone(connection, jobs)
 
     def enqueue_sync(self, jobs: Sequence[NewJob], conn: PySQLXEngineSync | None = None) -> list[int]:
@@ -227,6 +226,12 @@ class JobQueue:
         await self._hints.tell(connection)
         return ids
 
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[PySQLXEngine]:
+        """A connection of the queue's pool in this event loop."""
+        async with (await self._pools.for_tasks()).connection() as connection:
+            yield connection
+
     async def _enqueue_alone(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         if len(jobs) == 1:
             return await self._enqueue_by(connection, jobs)
@@ -240,7 +245,7 @@ class JobQueue:
     async def migrate(self) -> int:
         """Bring the job tables to this version, and give the number of migrations that it took. Raises
         JobSchemaError."""
-        async with (await self._pools.for_tasks()).connection() as connection:
+        async with self.connection() as connection:
             return await migrate(connection)
 
     async def result(self, job_id: int, timeout: float | None = None) -> Any:
@@ -252,7 +257,7 @@ class JobQueue:
         pause = _FIRST_LOOK
         async with asyncio.timeout(timeout):
             while True:
-                async with (await self._pools.for_tasks()).connection() as connection:
+                async with self.connection() as connection:
                     found = await Store(dialect_of(connection)).outcome(connection, job_id)
                 if found is None:
                     raise JobError(f"there is no job {job_id}")
@@ -288,7 +293,7 @@ class JobQueue:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[Store, PySQLXEngine]]:
         """One that dispatchers are told of."""
-        async with (await self._pools.for_tasks()).connection() as connection:
+        async with self.connection() as connection:
             store = Store(dialect_of(connection))
             async with store.transaction(connection):
                 yield store, connection

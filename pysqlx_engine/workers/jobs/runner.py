@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
 from ...errors import JobArgumentsError, JobError, PoolClosedError
+from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
 from .dialects import dialect_of
 from .job import Job
@@ -161,6 +162,7 @@ class Runner:
 
     async def _call(self, running: _Running, arguments: dict[str, Any]) -> object:
         running.begun = True
+        faults.reached("started")
         timeout = running.task.task_options.timeout
         if timeout is None:
             return await running.task.function(**arguments)
@@ -195,6 +197,7 @@ class Runner:
             if running.stop is not None:
                 raise _NotBegun
             running.begun = True
+            faults.reached("started")
             self._loop.call_soon_threadsafe(begun.set)
             return task.function(**arguments)
 
@@ -315,6 +318,7 @@ class _Transaction:
             raise
         if mine:
             await self._connection.commit()
+            faults.reached("committed")
         else:
             logger.warning("Jobs: job %d was taken from this worker: nothing of it is committed", report.attempt.id)
             await self.undo()
