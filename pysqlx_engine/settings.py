@@ -152,6 +152,10 @@ class RunSettings(CoordinatorSettings):
     graceful_timeout: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="seconds that workers may take to end, 0 or more")
     ] = 30.0
+    max_jobs: Annotated[int | None, Field(ge=1, description="jobs, a whole number of at least 1")] = None
+    """Jobs of a queue after which a worker is replaced by another one, a tenth more or less."""
+    max_memory: Annotated[int | None, Field(ge=1, description="MiB, a whole number of at least 1")] = None
+    """Memory (RSS) at which a worker that serves a queue is replaced, a tenth more or less."""
     name: Annotated[str | None, _RUN_NAME] = None
     loop: Annotated[Literal["auto", "asyncio", "uvloop"], Field(description="auto, asyncio or uvloop")] = "auto"
     prefix: Annotated[bool, Field(description="true or false")] = True

@@ -99,6 +99,8 @@ def _run(options: argparse.Namespace) -> int:
         uri=options.uri,
         restart=options.restart,
         graceful_timeout=options.graceful_timeout,
+        max_jobs=options.max_jobs,
+        max_memory=options.max_memory,
         name=options.name,
         loop=options.loop,
         prefix=options.prefix,
@@ -141,6 +143,8 @@ def _run(options: argparse.Namespace) -> int:
         bind=settings.bind,
         curve_keys=settings.curve_keys,
         term=settings.term,
+        max_jobs=settings.max_jobs,
+        max_memory=settings.max_memory,
         directory=directory,
         script_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         environment=worker_environment(
@@ -261,6 +265,8 @@ def _parser() -> _Parser:
     option("--uri", metavar="URI", text="the database of pools that name none")
     option("--restart", metavar="WHEN", text="start a worker again when it has ended")
     option("--graceful-timeout", metavar="SECONDS", text="between draining and killing")
+    option("--max-jobs", metavar="N", text="replace a worker that has run so many jobs of a queue")
+    option("--max-memory", metavar="MIB", text="replace a worker of a queue that uses so much memory")
     option("--name", metavar="NAME", text="what pysqlx-ctl knows the run by")
     option("--loop", metavar="LOOP", text="the event loop of asyncio; auto is uvloop when it is installed")
     parser.add_argument(

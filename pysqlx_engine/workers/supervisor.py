@@ -30,7 +30,7 @@ from multiprocess import resource_tracker
 from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
-from .jobs.served import DIRECTORY, DispatcherSpec, ServedQueue
+from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, ServedQueue, Serving
 from .output import Pump, line_prefix
 from .process import CHILD_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
 from .rundir import RunDirectory
@@ -129,6 +129,10 @@ class RunPlan:
     bind: str | None
     curve_keys: str | None
     term: float
+    max_jobs: int | None
+    """Jobs after which a worker is replaced."""
+    max_memory: int | None
+    """MiB that a worker may have before it is replaced."""
     directory: RunDirectory
     script_open_files: int
     """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
@@ -139,7 +143,8 @@ class RunPlan:
     def open_files(self) -> int:
         """How many files the supervisor may have open at once."""
         per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
-        return _OPEN_FILES + per_child * (self.workers + self.start_coordinator + _DISPATCHERS)
+        workers = self.workers if self.max_jobs is None and self.max_memory is None else 2 * self.workers
+        return _OPEN_FILES + per_child * (workers + self.start_coordinator + _DISPATCHERS)
 
 
 @dataclass(slots=True)
@@ -153,6 +158,7 @@ class _Slot:
     number: int | None = None  # of a worker
     queue: ServedQueue | None = None  # of a dispatcher
     child: _Child | None = None
+    successor: _Child | None = None  # of a worker that is to be replaced: it starts, and does not serve yet
     restarts: int = 0
     restart_at: float | None = None
     failed: bool = False  # the last child ended badly
@@ -168,6 +174,8 @@ class _Child:
     control: socket.socket | None = None  # all but the coordinator have one
     ready: Connection | None = None  # the coordinator's, until it has said so
     pools: list[PoolStats] | None = None  # its answer to the question that is open
+    retired: bool = False  # told to end, because another one takes its place
+    kill_at: float | None = None
 
     @property
     def pid(self) -> int:
@@ -271,6 +279,11 @@ class Supervisor:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_after_grace()
+        for child in list(self._children.values()):
+            if child.kill_at is not None and now >= child.kill_at:
+                child.kill_at = None
+                self._say(f"{child.slot.name} ({child.pid}) has not ended in time: killing it")
+                kill_group(child.pid)
         if self._answer_by is not None and now >= self._answer_by:
             self._answer()
         for slot in self._all_slots():
@@ -282,6 +295,7 @@ class Supervisor:
 
     def _time_to_wait(self) -> float | None:
         moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
+        moments += [child.kill_at for child in self._children.values() if child.kill_at is not None]
         moments += [moment for moment in (self._kill_at, self._answer_by) if moment is not None]
         return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
@@ -298,8 +312,12 @@ class Supervisor:
         except OSError as error:  # no descriptor, process or memory to be had: that may pass
             self._decide(slot, f"could not be started: {error.strerror or error}", 1, 0.0)
             return
-        slot.child = self._children[child.pid] = child
+        slot.child = child
         slot.failed = False
+        self._watch(child)
+
+    def _watch(self, child: _Child) -> None:
+        self._children[child.pid] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
         if child.control is not None:
             self._selector.register(child.control, selectors.EVENT_READ, lambda: self._on_message(child))
@@ -379,13 +397,15 @@ class Supervisor:
             "PYSQLX_GRACEFUL_TIMEOUT": str(plan.graceful_timeout),
             # A worker that is the only one dispatches its jobs itself.
             DIRECTORY: str(plan.directory.path) if plan.workers > 1 else "",
+            MAX_JOBS: str(plan.max_jobs or ""),
+            MAX_MEMORY: str(plan.max_memory or ""),
         }
         return WorkerSpec(
             f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop, plan.script_open_files
         )
 
     def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
-        workers = tuple(slot.child.pid for slot in self._slots if slot.child is not None)
+        workers = tuple(child.pid for child in self._workers())
         return DispatcherSpec(
             os.getpid(),
             self._run_id,
@@ -459,6 +479,10 @@ class Supervisor:
                 self._on_boot_failure(child.slot, message)
             case ServedQueue():
                 self._dispatch(message)
+            case Recycle():
+                self._recycle(child, message.reason)
+            case Serving():
+                self._on_serving(child)
 
     def _dispatch(self, queue: ServedQueue) -> None:
         """See to it that a queue has a dispatcher."""
@@ -468,6 +492,37 @@ class Supervisor:
         slot = _Slot(f"dispatcher{number}", RestartPolicy("always"), -1, queue=queue)
         self._dispatchers[queue.socket] = slot
         self._start_child(slot)
+
+    # A worker asks to be replaced. Where its budget is everybody's, the new one is up before it goes; where a worker
+    # has a budget of its own, two of them would have two budgets.
+
+    def _recycle(self, child: _Child, reason: str) -> None:
+        slot = child.slot
+        if self._stopping or slot.child is not child or slot.successor is not None or child.retired:
+            return
+        self._say(f"{slot.name} {reason}: another one takes its place")
+        if self._coordinator is None and self._plan.coordinator is None:
+            self._retire(child)
+            return
+        try:
+            slot.successor = self._launch(slot)
+        except OSError as error:  # that may pass: it will ask again
+            self._say(f"{slot.name}: the other one could not be started: {error.strerror or error}")
+            return
+        self._watch(slot.successor)
+
+    def _on_serving(self, child: _Child) -> None:
+        slot = child.slot
+        if slot.successor is child:
+            slot.successor, before, slot.child = None, slot.child, child
+            if before is not None:
+                self._retire(before)
+
+    def _retire(self, child: _Child) -> None:
+        child.retired = True
+        child.kill_at = time.monotonic() + self._plan.graceful_timeout
+        child.tell("drain")
+        child.signal(signal.SIGTERM)
 
     def _on_boot_failure(self, slot: _Slot, failure: BootFailure) -> None:
         # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
@@ -495,10 +550,22 @@ class Supervisor:
                     dispatcher.child.tell("died", pid=pid, how=_as_a_reason(status))
         if self._stopping:
             slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
+        elif slot.successor is child:
+            slot.successor = None
+            self._say(f"{slot.name}: the other one {describe_exit(status)} before it served")
+        elif slot.child is not child:  # it was replaced
+            if status:
+                self._say(f"{slot.name} ({pid}) {describe_exit(status)}")
+        elif slot.successor is not None or child.retired:
+            slot.child, slot.successor = slot.successor, None
+            if slot.child is None:
+                self._start_child(slot)
         elif slot is self._coordinator and not self._workers_started and status > 0:
             self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
         else:
             self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
+        if slot.child is child:
+            slot.child = None
         self._wind_down()
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
@@ -535,7 +602,6 @@ class Supervisor:
             self._selector.unregister(child.ready)
             child.ready.close()
         del self._children[end.si_pid if end is not None else child.pid]
-        child.slot.child = None
         return int(status or 0)
 
     def _close_control(self, child: _Child) -> None:
@@ -557,16 +623,15 @@ class Supervisor:
         for slot in self._all_slots():
             if slot.restart_at is not None:
                 slot.restart_at, slot.failed = None, False  # its next child would have made up for the last
-        for slot in self._slots:
-            if slot.child is not None:
-                slot.child.tell("drain")
-                slot.child.signal(signal.SIGTERM)
+        for child in self._workers():
+            child.tell("drain")
+            child.signal(signal.SIGTERM)
         self._wind_down()
 
     def _wind_down(self) -> None:
         """When the last worker has ended: end the dispatchers, and when the last of those has ended, the coordinator:
         each served those before it until then."""
-        if any(slot.child or slot.restart_at is not None for slot in self._slots):
+        if self._workers() or any(slot.restart_at is not None for slot in self._slots):
             return
         if not self._workers_started and not self._stopping:
             return
@@ -583,8 +648,8 @@ class Supervisor:
 
     def _kill_after_grace(self) -> None:
         # The first of these that are there: workers, dispatchers, the coordinator.
-        groups = (self._slots, self._dispatchers.values(), self._all_slots())
-        late = next((late for slots in groups if (late := [slot.child for slot in slots if slot.child])), [])
+        dispatchers = [slot.child for slot in self._dispatchers.values() if slot.child is not None]
+        late = self._workers() or dispatchers or list(self._children.values())
         for child in late:
             self._say(f"{child.slot.name} has not ended in time: killing it")
         self._kill(late)
@@ -663,7 +728,7 @@ class Supervisor:
         self._questions.clear()
 
     def _workers(self) -> list[_Child]:
-        return [slot.child for slot in self._slots if slot.child is not None]
+        return [child for child in self._children.values() if child.slot.number is not None]
 
     def status(self) -> Json:
         """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools.

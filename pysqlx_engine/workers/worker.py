@@ -46,7 +46,7 @@ from ..errors import (
     SettingsError,
 )
 from ..pool import PoolStats, registry
-from .jobs.served import ServedQueue, ask_supervisor
+from .jobs.served import Recycle, ServedQueue, Serving, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
 
 __all__ = [
@@ -90,7 +90,7 @@ class Statistics(msgspec.Struct, tag="statistics", frozen=True):
     pools: list[PoolStats]
 
 
-Message = BootFailure | PoolStarted | Statistics | ServedQueue
+Message = BootFailure | PoolStarted | Statistics | ServedQueue | Serving | Recycle
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,12 @@ def kills_its_worker(job: Job) -> None:
 async def queries(conn: PySQLXEngine) -> None:
     await conn.query_as_dict("SELECT pg_sleep(0.02)::text AS slept")
 
+hoard = []
+
+@queue.task
+async def grows(mib: int) -> None:
+    hoard.append(b"x" * (mib << 20))
+
 if __name__ == "__main__":
     queue.run()
     say("returned")
@@ -83,6 +89,8 @@ class Jobs:
         def kills_its_worker() -> None: ...
         @self.queue.task
         def queries() -> None: ...
+        @self.queue.task
+        def grows(mib: int) -> None: ...
 
     def add(self, task: str, times: int = 1, **arguments: object) -> list[int]:
         return self.queue.tasks[task].enqueue_many_sync([arguments] * times, conn=self.connection)

@@ -14,7 +14,9 @@ import random
 from typing import TYPE_CHECKING
 
 from .attempts import Report, given_back
+from .recycling import Recycling
 from .runner import Runner
+from .served import Serving, ask_supervisor
 from .store import Progress
 from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Run, ToWorker, Written
 
@@ -45,6 +47,7 @@ class LinkedWorker:
             set_progress=self._set_progress,
             max_result=queue.max_payload,
         )
+        self._recycling = Recycling()
         self._channel: Channel[ToWorker] | None = None
         self._kept: dict[tuple[int, int], Report] = {}
         """Reports that are not known to be written, by job and owner."""
@@ -68,6 +71,7 @@ class LinkedWorker:
                 logger.warning("Jobs: no dispatcher has written what the last jobs came to: they will run again")
         finally:
             link.cancel()
+            self._recycling.stop()
             if self._channel is not None:
                 self._channel.close()
 
@@ -95,6 +99,8 @@ class LinkedWorker:
         channel.send(Join(self._name, os.getpid(), slots, self._queue.abilities, schedules, running, kept))
         self._channel = channel
         self._unsent.clear()
+        for say in ask_supervisor:
+            say(Serving())
 
     def _lost(self, channel: Channel[ToWorker]) -> None:
         self._channel = None
@@ -116,6 +122,7 @@ class LinkedWorker:
                     self._all_written.set()
 
     def _report(self, report: Report) -> None:
+        self._recycling.job_ended()
         if report.ended is not None or report.postponed is not None:
             self._kept[report.attempt.id, report.attempt.owner] = report
             self._all_written.clear()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+MAX_JOBS = "PYSQLX_MAX_JOBS"
+MAX_MEMORY = "PYSQLX_MAX_MEMORY"
 DIRECTORY = "PYSQLX_RUN_DIRECTORY"
 """The variable by which a worker knows that its supervisor can start dispatchers, and where they listen."""
 
@@ -47,7 +49,17 @@ class DispatcherSpec:
     uvloop: bool
 
 
-ask_supervisor: list[Callable[[ServedQueue], None]] = []
+class Serving(msgspec.Struct, tag="serving", frozen=True):
+    """A worker can be given jobs."""
+
+
+class Recycle(msgspec.Struct, tag="recycle", frozen=True):
+    """A worker asks to be replaced."""
+
+    reason: str
+
+
+ask_supervisor: list[Callable[[ServedQueue | Serving | Recycle], None]] = []
 """What a worker process of a run has to say it by."""
 
 

@@ -20,6 +20,7 @@ from .dialects import dialect_of
 from .dispatcher import Dispatcher, prepare
 from .hints import Hints, Listener
 from .linked import LinkedWorker
+from .recycling import Recycling
 from .runner import Runner
 from .served import ServedQueue, ask_supervisor
 
@@ -128,6 +129,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     finally:
         serving.cancel()
         hints.here = None
+        here.recycling.stop()
         here.listener.close()
         await pools.stop()
 
@@ -146,6 +148,7 @@ class _Here:
     def __init__(self, queue: JobQueue, pools: QueuePools, pool: PySQLXEnginePool) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.listener = Listener(self._hint)
+        self.recycling = Recycling()
         self.runner = Runner(
             self._name,
             queue.tasks,
@@ -178,6 +181,7 @@ class _Here:
         self.dispatcher.hint()
 
     def _report(self, report: Report) -> None:
+        self.recycling.job_ended()
         self.dispatcher.report(self._name, [report])
 
     def _set_progress(self, progress: Progress) -> None:
