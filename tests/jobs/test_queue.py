@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
-from pysqlx_engine.errors import JobArgumentsError, JobError, JobFailedError, JobSchemaError
+from pysqlx_engine.errors import JobArgumentsError, JobError, JobFailedError, JobSchemaError, RawCmdError
 from pysqlx_engine.workers import Backoff, Cancel, Job, JobQueue, Retry, Snooze
 from tests.jobs.serving import ended, errors, looking, served, waiting
 from tests.servers import Database
@@ -547,3 +547,49 @@ async def test_what_has_ended_is_deleted_when_it_is_old_enough(database: Databas
                 await asyncio.sleep(0.01)
             left = await connection.query_as_dict("SELECT id FROM pysqlx_jobs_ended")
     assert [row["job_id"] for row in rows] == [row["id"] for row in left] == [ids[-1]]
+
+
+async def test_what_could_not_begin_costs_no_attempt(sqlite_db: Database) -> None:
+    """On SQLite somebody else may have the file locked for longer than a connection waits."""
+    queue = JobQueue(sqlite_db.uri)
+
+    @queue.task(transactional=True, max_attempts=1)
+    async def post(conn: PySQLXEngine) -> None: ...
+
+    begin = PySQLXEngine.raw_cmd
+    refused: list[str] = []
+
+    async def raw_cmd(self: PySQLXEngine, sql: str) -> None:
+        if sql == "BEGIN IMMEDIATE" and asyncio.current_task() in attempts() and not refused:
+            refused.append(sql)
+            raise RawCmdError("5", "database is locked")
+        await begin(self, sql)
+
+    def attempts() -> set[asyncio.Task[object]]:
+        return {task for task in asyncio.all_tasks() if "Runner._run" in repr(task.get_coro())}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PySQLXEngine, "raw_cmd", raw_cmd)
+        async with served(queue):
+            id_ = await post.enqueue()
+            (row,) = await ended(sqlite_db, id_)
+    assert refused
+    assert (row["state"], row["attempt"]) == ("completed", 1)
+    (reason,) = await errors(sqlite_db, id_)
+    assert reason.startswith("not begun: RawCmdError")
+
+
+async def test_a_task_is_in_the_first_queue_that_is_served(sqlite_db: Database) -> None:
+    queue = JobQueue(sqlite_db.uri, queues=["airports", "mail"])
+
+    @queue.task
+    async def note() -> None: ...
+
+    @queue.task(queue="mail")
+    async def send() -> None: ...
+
+    await queue.migrate()
+    await note.enqueue()
+    await send.enqueue()
+    await queue.close()
+    assert [job["queue"] for job in await waiting(sqlite_db)] == ["airports", "mail"]

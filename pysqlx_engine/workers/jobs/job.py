@@ -57,8 +57,8 @@ class Job:
         return self._cancel_asked
 
     def set_progress(self, text: str) -> None:
-        """Say how far it is, for `pysqlx-ctl jobs show` and `JobQueue.job`; at most 1000 characters. Does not wait
-        until it is written."""
+        """Say how far it is, for `pysqlx-ctl jobs show` and the column `progress`; at most 1000 characters. Does not
+        wait until it is written."""
         self._set_progress(self._claimed, text[:1000])
 
     def __repr__(self) -> str:

@@ -91,7 +91,7 @@ class JobQueue:
         self,
         *,
         name: str | None = None,
-        queue: str = "default",
+        queue: str | None = None,
         max_attempts: int = 20,
         timeout: float | None = None,
         priority: int = 0,
@@ -105,7 +105,7 @@ class JobQueue:
         function: Callable[..., Any] | None = None,
         *,
         name: str | None = None,
-        queue: str = "default",
+        queue: str | None = None,
         max_attempts: int = 20,
         timeout: float | None = None,
         priority: int = 0,
@@ -122,7 +122,7 @@ class JobQueue:
 
         Args:
             name: what its jobs are known by; left out: the function's name. A second task of one name is refused.
-            queue: where its jobs are enqueued.
+            queue: where its jobs are enqueued; left out: the first of the queues that are served.
             max_attempts: 1 to 1000.
             timeout: seconds for one attempt, without its wait for a connection; None: as long as it likes.
             priority: higher runs first.
@@ -135,6 +135,7 @@ class JobQueue:
         Raises TypeError for a function that cannot be a handler, ValueError for an option outside its range.
         """
         backoff = Backoff() if backoff is None else backoff
+        queue = next(iter(self.weights)) if queue is None else queue
         settings = TaskOptions(queue, max_attempts, timeout, priority, backoff, transactional, store_result, limit)
 
         def declare(function: Callable[P, R]) -> Task[P, R]:
@@ -156,7 +157,7 @@ class JobQueue:
         return {name: task.signature.uses_connections for name, task in self.tasks.items()}
 
     def periodic(
-        self, cron: str, *, zone: str = "UTC", queue: str = "default", max_attempts: int = 1, **options: Any
+        self, cron: str, *, zone: str = "UTC", queue: str | None = None, max_attempts: int = 1, **options: Any
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task that is enqueued by the clock, once for each of its times, over all hosts. One that is
         still there when the next time comes is not enqueued a second time; of times that passed while nobody was there
@@ -177,7 +178,9 @@ class JobQueue:
             if not task.signature.fits_nothing:
                 del self.tasks[task.name]
                 raise TypeError(f"{task.name} takes arguments, and the clock has none to give")
-            self.schedules[task.name] = Schedule(task.name, cron, zone, queue, task.task_options.priority, max_attempts)
+            self.schedules[task.name] = Schedule(
+                task.name, cron, zone, task.task_options.queue, task.task_options.priority, max_attempts
+            )
             return task
 
         return declare

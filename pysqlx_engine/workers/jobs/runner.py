@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
-from ...errors import JobArgumentsError, JobError, PoolClosedError
+from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, PySQLXError
 from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
 from .dialects import dialect_of
@@ -36,6 +36,8 @@ logger = logging.getLogger("pysqlx_engine")
 
 _CANCELLED = 0.2
 """Seconds for what was cancelled to end."""
+_NOT_BEGUN = 1_000_000
+"""Microseconds until another try, when the database was not there to begin with, or somebody had it locked."""
 _LONGEST_ERROR = 2_000
 _LONGEST_TRACEBACK = 20_000
 Stop = Literal["cancel", "end", "time"]
@@ -152,8 +154,8 @@ class Runner:
             if not task.task_options.transactional:
                 return await self._call(running, arguments)
             transaction = _Transaction(connection)
-            await transaction.begin()
             try:
+                await transaction.begin()
                 report = self._done(running, await self._call(running, arguments))
             except BaseException:
                 await transaction.undo()
@@ -214,8 +216,8 @@ class Runner:
             if not task.task_options.transactional:
                 return call()
             transaction = _Transaction(asynchronous(connection))
-            drive(transaction.begin())
             try:
+                drive(transaction.begin())
                 report = self._done(running, call())
             except BaseException:
                 drive(transaction.undo())
@@ -257,6 +259,9 @@ class Runner:
         if stop == "end" and isinstance(error, asyncio.CancelledError):
             return given_back(claimed)
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if not running.begun and isinstance(error, PySQLXError | PoolError):
+            # No connection was to be had, or no transaction: the handler was not called.
+            return snoozed(claimed, _NOT_BEGUN, self._worker, _clean(f"not begun: {text}"))
         logger.warning("Jobs: %r failed: %s", running.job, text)
         trace = None
         if not isinstance(error, JobArgumentsError | TooLong):
