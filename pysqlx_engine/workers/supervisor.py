@@ -476,7 +476,7 @@ class Supervisor:
                 child.pools = message.pools
                 self._answer_if_complete()
             case BootFailure():
-                self._on_boot_failure(child.slot, message)
+                self._on_boot_failure(child, message)
             case ServedQueue():
                 self._dispatch(message)
             case Recycle():
@@ -524,7 +524,11 @@ class Supervisor:
         child.tell("drain")
         child.signal(signal.SIGTERM)
 
-    def _on_boot_failure(self, slot: _Slot, failure: BootFailure) -> None:
+    def _on_boot_failure(self, child: _Child, failure: BootFailure) -> None:
+        slot = child.slot
+        if slot.successor is child:  # the one that it was to replace goes on
+            self._say(f"{slot.name}: {failure.error}")
+            return
         # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
         if failure.curable and (slot.restarts > 0 or self._any_had_a_pool):
             self._say(f"{slot.name}: {failure.error}")

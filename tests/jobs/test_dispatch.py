@@ -136,6 +136,15 @@ def test_a_drain_gives_back_what_is_in_the_hand_and_waits_for_what_runs() -> Non
     assert dispatch.idle
 
 
+def test_what_a_claim_brings_while_it_drains_is_given_back() -> None:
+    dispatch = Dispatch(connections=9)
+    dispatch.join("a", 1, TASKS)
+    dispatch.drain()
+    dispatch.claimed([job(1)], 0)
+    assert dispatch.unwritten == [given_back(job(1))]
+    assert dispatch.hand_out() == {}
+
+
 def test_a_worker_that_was_given_jobs_by_a_dispatcher_before_goes_on_with_them() -> None:
     dispatch = Dispatch(connections=1)
     dispatch.join("a", 1, TASKS, running=[job(1, "connects")])

@@ -135,6 +135,28 @@ async def test_what_a_transactional_handler_does_commits_together_with_its_end_o
     assert [row["n"] for row in posted] == [1, 2, 11, 12]
 
 
+async def test_an_error_of_which_nothing_can_be_said_is_an_error_all_the_same(sqlite_db: Database) -> None:
+    queue = JobQueue(sqlite_db.uri)
+
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    @queue.task(max_attempts=1)
+    async def fails() -> None:
+        raise Unspeakable
+
+    @queue.task(max_attempts=1)
+    async def cancels() -> None:
+        raise Cancel(ValueError("no text"))  # type: ignore[arg-type]
+
+    async with served(queue):
+        ids = [await fails.enqueue(), await cancels.enqueue()]
+        rows = await ended(sqlite_db, *ids)
+    assert [row["state"] for row in rows] == ["discarded", "cancelled"]
+    assert await errors(sqlite_db, ids[0]) == ["Unspeakable, of which nothing can be said: RuntimeError"]
+
+
 @pytest.mark.parametrize("provider", ["postgresql", "mysql"])  # on SQLite nobody can write meanwhile
 async def test_a_transactional_handler_whose_job_was_taken_away_meanwhile_commits_nothing(
     request: pytest.FixtureRequest, provider: str

@@ -124,6 +124,9 @@ class Dispatch:
 
     def claimed(self, jobs: Sequence[Claimed], now: float) -> None:
         """These were claimed, the most urgent first."""
+        if self.draining:  # meanwhile
+            self.unwritten += [given_back(job) for job in jobs]
+            return
         self._hand += jobs
         if any(job.priority != self._hand[0].priority for job in jobs):
             self._hand.sort(key=lambda job: -job.priority)

@@ -48,6 +48,8 @@ _BATCH = 2000
 """Rows of one statement."""
 _RELEASED = 1000
 """Jobs that become available in one statement."""
+_LOCKED = 0.05
+"""Seconds until another look for what is due and somebody else has locked."""
 _FORGOTTEN = 5000
 """Ended jobs that are deleted in one statement."""
 _FORGET_AGAIN = 0.1
@@ -240,7 +242,9 @@ class Dispatcher:
             turn.freed, self._dispatch.freed = self._dispatch.freed, {}
         if self._drained is None:
             turn.looking = now >= self._look_at
-            turn.ticking = now >= self._tick_at and any(self._schedules.values())
+            if now >= self._tick_at:
+                schedules = {one.task: one for many in self._schedules.values() for one in many}
+                turn.schedules = list(schedules.values())
             turn.forgetting = now >= self._forget_at
         if turn.looking:
             await self._hear_users(database)
@@ -286,10 +290,10 @@ class Dispatcher:
         if turn.freed:
             released += await limits.release(connection, turn.freed)
         if turn.looking or turn.hurries:
-            released += await store.release(connection, _RELEASED)
-        if turn.ticking:
-            schedules = {one.task: one for many in self._schedules.values() for one in many}
-            enqueued, turn.next_tick = await database.ticks.enqueue_due(connection, schedules.values())
+            turn.released = await store.release(connection, _RELEASED)
+            released += turn.released
+        if turn.schedules:
+            enqueued, turn.next_tick = await database.ticks.enqueue_due(connection, turn.schedules)
             released += enqueued
         if turn.forgetting:
             turn.forgotten = await store.forget(connection, self._keep, _FORGOTTEN)
@@ -306,9 +310,11 @@ class Dispatcher:
                 del self._progress[one.id]
         if turn.looking:
             again = self._looks.pop(0) if self._looks else self._poll
-            self._look_at = now + (again if turn.due_in is None else min(again, turn.due_in))
+            # What is due and was not released is locked by somebody else: it takes some time.
+            soon = 0.0 if turn.released == _RELEASED else _LOCKED
+            self._look_at = now + (again if turn.due_in is None else min(again, max(turn.due_in, soon)))
         self._look_at = min([self._look_at, *(now + wait for wait in turn.waits)])
-        if turn.ticking:
+        if turn.schedules:
             self._tick_at = now + turn.next_tick
         if turn.forgetting:
             self._forget_at = now + (_FORGET_AGAIN if turn.forgotten == _FORGOTTEN else BEAT)
@@ -383,10 +389,12 @@ class Dispatcher:
 
     async def _inherit(self, database: _Database, lost: Presence, *, before_us: bool) -> None:
         held = self._dispatch.holds()
-        running = await database.store.running(database.connection, *lost.owners)
-        running = [job for job in running if (job.id, job.owner) not in held]
-        if not running:
+        everything = await database.store.running(database.connection, *lost.owners)
+        running = [job for job in everything if (job.id, job.owner) not in held]
+        if not everything:  # while a worker of ours still has some of it, the row says whose they are
             await database.register.leave(database.connection, lost)
+        if not running:
+            self._adopt_at = time.monotonic() + BEAT if before_us and everything else self._adopt_at
             return
         if before_us and not self._workers_died:
             # Its workers are with us now, and none of them has these: they were never begun.
@@ -407,7 +415,9 @@ class _Turn:
     progress: list[Progress]
     freed: dict[str, int] = field(default_factory=dict)
     looking: bool = False
-    ticking: bool = False
+    released: int = 0
+    schedules: list[Schedule] = field(default_factory=list)
+    """The periodic tasks, where one of them may be due."""
     forgetting: bool = False
     wanted: Wanted = NOTHING
     claimed: list[Claimed] = field(default_factory=list)
@@ -422,7 +432,7 @@ class _Turn:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.reports or self.progress or self.freed or self.looking or self.ticking or self.forgetting)
+        return bool(self.reports or self.progress or self.freed or self.looking or self.schedules or self.forgetting)
 
     @property
     def waits(self) -> Iterator[float]:

@@ -16,7 +16,7 @@ class Retry(Outcome):
     def __init__(self, after: float | None = None, reason: str = "") -> None:
         super().__init__(reason)
         self.after = None if after is None else _seconds("after", after)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class Snooze(Outcome):
@@ -32,7 +32,7 @@ class Cancel(Outcome):
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 @dataclass(frozen=True, slots=True)

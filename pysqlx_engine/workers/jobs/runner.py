@@ -50,6 +50,8 @@ class _Running:
         self.claimed = claimed
         self.task = task
         self.job = job
+        self.stepped = False
+        """Whether its task has begun: one that is cancelled before never does."""
         self.begun = False
         """Whether its handler was called."""
         self.stop: Stop | None = None
@@ -124,10 +126,15 @@ class Runner:
     # -- one attempt ----------------------------------------------------------------------------------------------
 
     async def _run(self, running: _Running) -> None:
+        running.stepped = True
         try:
             report = await self._attempt(running)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its attempt's end, and no more
-            report = self._verdict(running, error)
+            try:
+                report = self._verdict(running, error)
+            except Exception as unspeakable:  # noqa: BLE001 - an error that cannot be shown, for instance
+                reason = f"{type(error).__name__}, of which nothing can be said: {type(unspeakable).__name__}"
+                report = failed(running.claimed, self._worker, reason, wait=_NOT_BEGUN)
         self._over(running, report)
 
     async def _attempt(self, running: _Running) -> Report:
@@ -285,6 +292,8 @@ class Runner:
         running.job._cancel_asked = True
         if running.work is not None and running.task.signature.is_async:
             running.work.cancel()
+            if not running.stepped:
+                self._over(running, self._verdict(running, asyncio.CancelledError()))
 
     def _say_progress(self, claimed: Claimed, text: str) -> None:
         progress = Progress(id=claimed.id, attempt=claimed.attempt, owner=claimed.owner, progress=_clean(text))

@@ -22,7 +22,7 @@ from .hints import Hints, Listener
 from .linked import LinkedWorker
 from .recycling import Recycling
 from .runner import Runner
-from .served import ServedQueue, ask_supervisor
+from .served import ServedQueue, Serving, ask_supervisor
 
 if TYPE_CHECKING:
     from ...pool import PySQLXEnginePool
@@ -118,6 +118,8 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     here = _Here(queue, pools, pool)
     hints.here = here.listener
     serving = asyncio.ensure_future(here.dispatcher.serve())
+    for say in ask_supervisor:
+        say(Serving())
     try:
         waiting = asyncio.ensure_future(told.stop.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -197,6 +197,9 @@ class Store:
         over = dialect.rows(**key, state="name", result="text")
         self._end = self._moves(over, mine, "r.state", "r.result")
         self._cancel = self._moves(ids, "j.id = r.id AND j.state <> 'running'", "'cancelled'", "NULL")
+        self._lock_all = None
+        if dialect.provider != "sqlite":
+            self._lock_all = f"SELECT id FROM pysqlx_jobs WHERE id IN (SELECT r.id FROM {ids}) ORDER BY id FOR UPDATE"
         self._ask_to_cancel = self._changes(ids, "j.id = r.id AND j.state = 'running'", cancel_asked_at=now)
         self._postpone = self._changes(
             dialect.rows(**key, state="name", attempt_after="integer", wait="integer", held="integer"),
@@ -236,7 +239,8 @@ class Store:
             "INSERT INTO pysqlx_job_errors (job_id, attempt, at, worker, error, traceback) "
             f"SELECT r.id, r.attempt, {now}, r.worker, r.error, r.traceback FROM {self._each(failed, mine)}"
         )
-        waits = f"{WAITS_FOR_ITS_TIME} AND run_at <= {now} ORDER BY run_at LIMIT :most"
+        # A query of its own: it is asked once, and PostgreSQL can use the index.
+        waits = f"{WAITS_FOR_ITS_TIME} AND run_at <= (SELECT {now}) ORDER BY run_at LIMIT :most"
         # On MySQL and MariaDB in two: an UPDATE there waits for rows beside those that it is about.
         self._due = f"SELECT id FROM pysqlx_jobs WHERE {waits} {lock}"
         self._release = (
@@ -256,7 +260,7 @@ class Store:
         )
         # MySQL takes a LIMIT in a table expression only.
         old = among.format(
-            f"SELECT id FROM (SELECT id FROM pysqlx_jobs_ended WHERE ended_at < {now} - :keep "
+            f"SELECT id FROM (SELECT id FROM pysqlx_jobs_ended WHERE ended_at < (SELECT {now} - :keep) "
             "ORDER BY ended_at LIMIT :most) AS old"
         )
         self._forget_errors = f"DELETE FROM pysqlx_job_errors WHERE job_id {old}"
@@ -453,7 +457,9 @@ class Store:
 
     async def cancel(self, connection: PySQLXEngine, ids: Iterable[int]) -> tuple[int, int]:
         """Cancel what waits, and ask for it where a job runs. Gives how many of each; to be called in a transaction."""
-        rows = _ids(ids)
+        rows = _ids(sorted(ids))
+        if self._lock_all is not None:  # else one that is claimed in between is neither
+            await connection.query_as_dict(self._lock_all, {"rows": rows})
         asked = await connection.execute(self._ask_to_cancel, {"rows": rows})
         return await self._move(connection, self._cancel, rows), asked
 
