@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
-
-from tests.servers import PostgresServer
 
 from . import plots, results
 from .cases import CASES
 from .peers import ENVIRONMENTS, HERE
 from .ratios import ratios
 from .running import Plan, install, progress, run
+from .servers import Servers
 from .table import table
 
 
@@ -24,15 +22,15 @@ def main() -> int:
         os.sched_setaffinity(0, {options.cpu})  # all that is started from here on inherits it
     cases = [case for case in CASES if not options.only or case.name.startswith(tuple(options.only))]
     if options.quick:
-        plan = Plan(cases, options.rounds or 3, slow_rounds=1, seconds=0.25)
+        plan = Plan(cases, options.rounds or 3, slow_rounds=1, durable_rounds=1, seconds=0.25)
     else:
-        plan = Plan(cases, options.rounds or 7, slow_rounds=min(5, options.rounds or 5), seconds=1.0)
+        slow, durable = (min(most, options.rounds or most) for most in (5, 3))
+        plan = Plan(cases, options.rounds or 7, slow_rounds=slow, durable_rounds=durable, seconds=1.0)
     series, say = plan.series(), progress()
-    with contextlib.ExitStack() as stack:
+    with Servers(options.uri) as servers:
         versions = install(series, say)
-        uri = options.uri or stack.enter_context(PostgresServer()).uri()
-        about = results.about(uri, plan, versions)
-        run(plan, series, uri, say)
+        about = results.about(servers.durable if all(case.durable for case in cases) else servers.fast, plan, versions)
+        run(plan, series, servers, say)
     say("")
     rows = ratios(series)
     print(table(rows))

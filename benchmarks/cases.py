@@ -12,9 +12,11 @@ SCALES = {
     "% of a core": 100.0,
     "queries/s": 1.0,
     "grants/s": 1.0,
+    "jobs/s": 1.0,
+    "connections": 1.0,
 }
 """What the worker's figure, in seconds, bytes and the like, is multiplied with to be in a unit."""
-RATES = {"queries/s", "grants/s"}
+RATES = {"queries/s", "grants/s", "jobs/s"}
 """Units of which more is better."""
 
 
@@ -37,6 +39,9 @@ class Case:
     """Takes long however little is measured: fewer rounds, and the peers, which have no target here, in one only."""
     module: str | None = None
     """The worker that measures everybody in this case. None: each peer's own."""
+    durable: bool = False
+    """Measured in a new database of a PostgreSQL that writes to the disk what it has committed. Takes many seconds,
+    whoever it is: fewer rounds, of everybody."""
 
     @property
     def scale(self) -> float:
@@ -59,10 +64,15 @@ def _case(
     limit: float | None = None,
     slow: bool = False,
     module: str | None = None,
+    durable: bool = False,
     **peers: float | None,
 ) -> Case:
     comparisons = tuple(Comparison(peer, limit) for peer, limit in peers.items())
-    return Case(name, title, unit, comparisons, limit, slow, module)
+    return Case(name, title, unit, comparisons, limit, slow, module, durable)
+
+
+def _jobs(name: str, title: str, unit: str, limit: float | None = None, **peers: float | None) -> Case:
+    return _case(name, title, unit, limit, module="jobs", durable=True, **peers)
 
 
 CASES = (
@@ -130,5 +140,24 @@ CASES = (
     _case(
         "fleet-idle", "the same while nothing changes", "% of a core",
         limit=5.0, slow=True, module="fleet_scale",
+    ),
+    _jobs(
+        "jobs-drain", "empty jobs, 2 workers, a backlog", "jobs/s",
+        pgqueuer=2.0, dramatiq=5.0, celery=15.0, procrastinate=30.0,
+    ),
+    _jobs("jobs-producer", "the same while a producer enqueues", "jobs/s", drained=0.7, pgqueuer=None),
+    _jobs("jobs-sqlite", "the same backlog on SQLite", "jobs/s", limit=10_000.0, huey=5.0),
+    _jobs("jobs-enqueue-many", "jobs enqueued, 1,000 by one call", "jobs/s", pgqueuer=2.0),
+    _jobs("jobs-enqueue-one", "jobs enqueued one by one", "jobs/s", procrastinate=1.0),
+    _jobs("jobs-latency-p50", "enqueue to the handler's start, p50", "ms", limit=3.0),
+    _jobs("jobs-latency-p99", "enqueue to the handler's start, p99", "ms", limit=15.0),
+    _jobs("jobs-connections", "8 workers with 50 jobs each, a budget of 10", "connections", limit=10.0),
+    _case(
+        "jobs-waiting", "claims beside 1,000,000 jobs that wait", "jobs/s",
+        module="jobs_claims", durable=True, few=0.8,
+    ),
+    _case(
+        "jobs-ended", "claims beside 1,000,000 jobs that have ended", "jobs/s",
+        module="jobs_claims", durable=True, few=0.8,
     ),
 )  # fmt: skip

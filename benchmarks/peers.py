@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cases import Case
 
@@ -59,7 +61,8 @@ class Peer:
         found = shutil.which(self.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if found is None:
             raise PeerError(f"there is no {self.program} (apt-get install {self.program})")
-        return {self.program: _run([found, "--version"], 60.0).split("\n")[0].rpartition(" ")[2]}
+        version = re.search(r"\d+(\.\d+)+", _run([found, "--version"], 60.0))
+        return {self.program: version.group() if version else "unknown"}
 
     def versions(self) -> dict[str, str]:
         """What is installed beside the tools that every environment has."""
@@ -67,16 +70,17 @@ class Peer:
         packages = {package["name"].lower(): package["version"] for package in json.loads(listed)}
         return {name: version for name, version in packages.items() if name not in {"pip", "setuptools", "wheel"}}
 
-    def measure(self, case: Case, uri: str, seconds: float) -> float:
-        """Its figure in `case`, from a process of its own. Raises PeerError."""
+    def measure(self, case: Case, uri: str, seconds: float) -> tuple[float, dict[str, int]]:
+        """Its figure in `case`, from a process of its own, and what has to be seen beside it. Raises PeerError."""
         if case.name == "import":
             command = ["-I", "-c", (HERE / "workers" / "importing.py").read_text()]
         else:
             worker = [f"workers.{case.module}", self.name] if case.module else [f"workers.{self.name}"]
             command = ["-m", *worker, case.name, "--uri", uri, "--seconds", str(seconds)]
         output = _run([str(self.python), *command], seconds + WORKER_GRACE)
-        figure: float = json.loads(output.splitlines()[-1])["figure"]
-        return figure
+        beside: dict[str, Any] = json.loads(output.splitlines()[-1])
+        figure: float = beside.pop("figure")
+        return figure, beside
 
 
 _OURS = ("--editable", ROOT.as_posix())
@@ -97,6 +101,13 @@ PEERS = {
         Peer("psycopg", "psycopg_pool", "psycopg", (_PSYCOPG, "psycopg-pool==3.3.3")),
         Peer("asyncpg", "asyncpg", "asyncpg", (_ASYNCPG,)),
         Peer("sqlalchemy", "SQLAlchemy", "sqlalchemy", ("sqlalchemy[asyncio]==2.1.9", _ASYNCPG, _PSYCOPG)),
+        Peer("drained", "the backlog alone", "ours", _OURS),
+        Peer("few", "beside 1,000 that wait", "ours", _OURS),
+        Peer("pgqueuer", "pgqueuer, batches of 100", "pgqueuer", ("pgqueuer==1.6.0", _ASYNCPG, "uvloop==0.23.0")),
+        Peer("procrastinate", "procrastinate", "procrastinate", ("procrastinate==3.10.0", _PSYCOPG)),
+        Peer("dramatiq", "dramatiq on Redis", "dramatiq", ("dramatiq[redis]==2.2.1",), program="redis-server"),
+        Peer("celery", "Celery on Redis", "celery", ("celery[redis]==5.7.0",), program="redis-server"),
+        Peer("huey", "huey on SQLite", "huey", ("huey==3.5.4",)),
     )
 }
 

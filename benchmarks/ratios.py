@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from .running import Series
 
+MUST_BE_NONE = "lost", "twice"
+"""What of ours misses the target, however good the figure is."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -27,6 +30,8 @@ class Ratio:
     """At least."""
     note: str
     """What went wrong, if anything did."""
+    beside: dict[str, list[int | None]]
+    """What has to be seen beside the figures, ours and the peer's: the most in any round, None where there is none."""
 
     @property
     def judged(self) -> float | None:
@@ -37,11 +42,16 @@ class Ratio:
     def verdict(self) -> str:
         if self.judged is None:
             return f"not run: {self.note}"
-        verdict = "" if self.limit is None else ("MISSED" if self.failed else "met")
+        parts = ["MISSED" if self.failed else ("" if self.limit is None else "met")]
+        for name, figures in self.beside.items():
+            parts.append(f"{name} {' and '.join('-' if figure is None else str(figure) for figure in figures)}")
+        verdict = ", ".join(part for part in parts if part)
         return f"{verdict} ({self.note})".lstrip() if self.note else verdict
 
     @property
     def failed(self) -> bool:
+        if any(self.beside.get(name, [0])[0] for name in MUST_BE_NONE):
+            return True
         if self.judged is None or self.limit is None:
             return self.judged is None
         return self.judged < self.limit if self.floor else self.judged > self.limit
@@ -56,8 +66,11 @@ def ratios(series: Sequence[Series]) -> list[Ratio]:
         mine = _median(ours)
         if case.limit is not None or not case.comparisons:
             rows.append(
-                Ratio(case.name, case.title, case.unit, None, mine, None, None, case.limit, case.rate, _note(ours))
-            )
+                Ratio(
+                    case.name, case.title, case.unit, None, mine, None, None, case.limit, case.rate, _note(ours),
+                    _beside(ours),
+                )
+            )  # fmt: skip
         for comparison in case.comparisons:
             peer = found[case.name, comparison.peer]
             both = [ours.figures[number] / peer.figures[number] for number in ours.figures.keys() & peer.figures.keys()]
@@ -65,6 +78,7 @@ def ratios(series: Sequence[Series]) -> list[Ratio]:
                 Ratio(
                     case.name, case.title, case.unit, peer.peer.title, mine, _median(peer),
                     statistics.median(both) if both else None, comparison.limit, case.rate, _note(ours, peer),
+                    _beside(ours, peer),
                 )
             )  # fmt: skip
     return rows
@@ -72,6 +86,14 @@ def ratios(series: Sequence[Series]) -> list[Ratio]:
 
 def _median(series: Series) -> float | None:
     return statistics.median(series.figures.values()) * series.case.scale if series.figures else None
+
+
+def _beside(*series: Series) -> dict[str, list[int | None]]:
+    names = dict.fromkeys(name for one in series for beside in one.beside.values() for name in beside)
+    return {
+        name: [max((b[name] for b in one.beside.values() if name in b), default=None) for one in series]
+        for name in names
+    }
 
 
 def _note(*series: Series) -> str:

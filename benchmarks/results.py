@@ -49,6 +49,7 @@ def write(path: Path, about: dict[str, Any], series: Sequence[Series], rows: Seq
                 "case": one.case.name,
                 "peer": one.peer.name,
                 "rounds": {number + 1: figure for number, figure in sorted(one.figures.items())},
+                "beside": {number + 1: beside for number, beside in sorted(one.beside.items()) if beside},
                 "failures": one.failures,
             }
             for one in series

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .cases import Case
 from .peers import PEERS, Peer, PeerError
+from .servers import Servers
 
 FAILURES_ALLOWED = 1
 """Rounds of a peer in a case that may fail before it is given up there: a worker that hangs does so for minutes."""
@@ -22,6 +23,8 @@ class Series:
     rounds: int
     """How many there are to be."""
     figures: dict[int, float] = field(default_factory=dict)
+    beside: dict[int, dict[str, int]] = field(default_factory=dict)
+    """What has to be seen beside each figure: jobs that were lost, connections that were used, ..."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -30,6 +33,7 @@ class Plan:
     cases: Sequence[Case]
     rounds: int
     slow_rounds: int
+    durable_rounds: int
     seconds: float
     """How long one figure is measured, without start and warming up."""
 
@@ -37,6 +41,8 @@ class Plan:
         return [Series(case, PEERS[peer], self._rounds(case, peer)) for case in self.cases for peer in case.peers]
 
     def _rounds(self, case: Case, peer: str) -> int:
+        if case.durable:
+            return self.durable_rounds
         if not case.slow:
             return self.rounds
         return self.slow_rounds if peer == "ours" else 1
@@ -64,7 +70,7 @@ def install(series: Sequence[Series], say: Callable[[str], None]) -> dict[str, d
     return versions
 
 
-def run(plan: Plan, series: Sequence[Series], uri: str, say: Callable[[str], None]) -> None:
+def run(plan: Plan, series: Sequence[Series], servers: Servers, say: Callable[[str], None]) -> None:
     """Fill `series`. A case's peers follow each other closely, a different one first in each round."""
     rounds = max(one.rounds for one in series)
     for number in range(rounds):
@@ -76,7 +82,8 @@ def run(plan: Plan, series: Sequence[Series], uri: str, say: Callable[[str], Non
                     continue
                 say(f"round {number + 1} of {rounds}: {case.name} {one.peer.name}")
                 try:
-                    one.figures[number] = one.peer.measure(case, uri, plan.seconds)
+                    with servers.database(case) as uri:
+                        one.figures[number], one.beside[number] = one.peer.measure(case, uri, plan.seconds)
                 except PeerError as error:
                     one.failures.append(f"round {number + 1}: {error}")
 
