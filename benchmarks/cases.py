@@ -145,7 +145,7 @@ CASES = (
         "jobs-drain", "empty jobs, 2 workers, a backlog", "jobs/s",
         pgqueuer=2.0, dramatiq=5.0, celery=15.0, procrastinate=30.0,
     ),
-    _jobs("jobs-producer", "the same while a producer enqueues", "jobs/s", drained=0.7, pgqueuer=None),
+    _jobs("jobs-producer", "the same while a producer enqueues", "jobs/s", drained=0.7),
     _jobs("jobs-sqlite", "the same backlog on SQLite", "jobs/s", limit=10_000.0, huey=5.0),
     _jobs("jobs-enqueue-many", "jobs enqueued, 1,000 by one call", "jobs/s", pgqueuer=2.0),
     _jobs("jobs-enqueue-one", "jobs enqueued one by one", "jobs/s", procrastinate=1.0),

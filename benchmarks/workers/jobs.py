@@ -38,8 +38,8 @@ AFTERWARDS = 0.3
 """Seconds in which a job may turn up a second time."""
 BATCH = 1_000
 """Jobs that are enqueued by one call."""
-BACKLOG = {"ours": 50_000, "pgqueuer": 30_000, "dramatiq": 12_000, "celery": 4_000, "procrastinate": 2_000}
-BACKLOG_SQLITE = {"ours": 50_000, "huey": 10_000}
+BACKLOG = {"ours": 50_000, "pgqueuer": 30_000, "dramatiq": 10_000, "celery": 3_000, "procrastinate": 1_500}
+BACKLOG_SQLITE = {"ours": 50_000, "huey": 6_000}
 """Jobs that there are at first: for who is slower than we are fewer, which take it some seconds as well."""
 STEADY = 2_000, 20_000
 """Jobs that wait at first, and at most, while a producer enqueues."""

@@ -26,16 +26,8 @@ async def empty(number: int) -> None:
 
 
 def commands() -> list[list[str]]:
-    run = [
-        sys.executable,
-        "-m",
-        "procrastinate",
-        "--app",
-        "workers.jobs_procrastinate.app",
-        "--log-level",
-        "warning",
-        "worker",
-    ]
+    procrastinate = [sys.executable, "-m", "procrastinate", "--app", "workers.jobs_procrastinate.app"]
+    run = [*procrastinate, "--log-level", "warning", "worker"]  # by default it tells of every job
     return [[*run, "--concurrency", str(CONCURRENCY)]] * 2
 
 
