@@ -1,7 +1,8 @@
 """procrastinate: two processes of `procrastinate worker`.
 
-Its documentation names no setting for throughput but `--concurrency`, the jobs that a worker runs at a time. Everything
-else is the default: jobs that have ended are kept, and its pool has up to 4 connections a process.
+Its documentation names no setting for throughput but `--concurrency`, the jobs that a worker runs at a time; with 30 it
+is faster here than with 1, 10 or 100. Everything else is the default: jobs that have ended are kept, and its pool has
+up to 4 connections a process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from procrastinate import App, PsycopgConnector
 
 from .jobs_marks import ran
 
-CONCURRENCY = int(os.environ.get("JOBS_CONCURRENCY", "10"))
+CONCURRENCY = int(os.environ.get("JOBS_CONCURRENCY", "30"))
 
 app = App(connector=PsycopgConnector(conninfo=os.environ["JOBS_URI"]))
 
