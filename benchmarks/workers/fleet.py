@@ -6,23 +6,22 @@ nothing is left when it is ended for taking too long.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
-import math
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pysqlx_engine.workers.process import die_with
+
+from . import leading
 
 TIMEOUT = 60.0
 """Seconds in which a process has to join, and to answer whatever it is asked. Far more than it should take."""
@@ -150,12 +149,6 @@ class Coordinator:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def percentile(figures: Iterable[float], percent: float) -> float:
-    """The smallest of `figures` that `percent` of them do not exceed."""
-    ordered = sorted(figures)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
-
-
 def sleep_until(moment: float) -> None:
     """Until `time.monotonic()`, which is one clock for all processes of a host, says `moment`."""
     time.sleep(max(0.0, moment - time.monotonic()))
@@ -163,11 +156,4 @@ def sleep_until(moment: float) -> None:
 
 def main(measures: dict[tuple[str, str], Callable[[str, float], float]]) -> None:
     """Measure for the peer and in the case that the command line names; print the figure as JSON on the last line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("peer")
-    parser.add_argument("case")
-    parser.add_argument("--uri", required=True)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("was told to stop"))
-    print(json.dumps({"figure": measures[options.peer, options.case](options.uri, options.seconds)}), flush=True)
+    leading.main(lambda peer, case, uri, seconds: {"figure": measures[peer, case](uri, seconds)})

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .fleet import Coordinator, Leader, Member, main, percentile
+from .fleet import Coordinator, Leader, Member, main
+from .leading import percentile
 
 LINKS = 8
 POOLS = 4

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from .fleet import Coordinator, Leader, main, percentile
+from .fleet import Coordinator, Leader, main
+from .leading import percentile
 
 KILLS = 100
 CONNECTIONS = 2

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .fleet import FOLDER, TIMEOUT, Leader, main, running
+from .fleet import FOLDER, Leader, main, running
+from .leading import free_port, wait_for
 
 PROCESSES = 4
 CONNECTIONS = 20
@@ -43,7 +43,7 @@ def pgbouncer(uri: str, seconds: float) -> float:
     """Session mode: its transaction mode does not work with prepared statements in this version of either."""
     server = urlsplit(uri)
     with Leader() as leader, ExitStack() as stack:
-        port = _free_port()
+        port = free_port()
         users, configuration = leader.directory / "users", leader.directory / "pgbouncer.ini"
         users.write_text(f'"{server.username}" "{server.password or ""}"\n')
         configuration.write_text(
@@ -63,7 +63,7 @@ def pgbouncer(uri: str, seconds: float) -> float:
             for path in (leader.directory, users, configuration):
                 shutil.chown(path, pwd.getpwnam(user).pw_uid)
         stack.enter_context(running([program, "-q", str(configuration)], {}, user))
-        _wait_for(port)
+        wait_for(port)
         through = server._replace(netloc=f"{server.netloc.rpartition('@')[0]}@127.0.0.1:{port}").geturl()
         for _ in range(PROCESSES):
             leader.start(sys.executable, SCRIPT, through, str(EACH), str(EACH), leader.path)
@@ -76,26 +76,6 @@ def _queries(leader: Leader, seconds: float) -> float:
     for member in members:
         member.say(do="query", tasks=TASKS, since=since, until=since + seconds)
     return float(sum(member.hear()["queries"] for member in members) / seconds)
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
 
 
 if __name__ == "__main__":

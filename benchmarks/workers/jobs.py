@@ -8,26 +8,25 @@ nothing is its end; that every job was run, and run once, is counted after all p
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
 import importlib
-import json
 import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
+
+from .leading import free_port, main, percentile, wait_for
 
 FOLDER = Path(__file__).parents[1]
 PATIENCE = 20.0
@@ -80,7 +79,7 @@ class Leader:
 
     def _redis(self, directory: Path) -> str:
         """A server that writes nothing to the disk: nothing is faster."""
-        port = _free_port()
+        port = free_port()
         options = [
             "--port",
             str(port),
@@ -94,16 +93,8 @@ class Leader:
             "no",
         ]
         self._stack.enter_context(running(["redis-server", *options]))
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-            else:
-                return f"redis://127.0.0.1:{port}/0"
+        wait_for(port)
+        return f"redis://127.0.0.1:{port}/0"
 
     @contextlib.contextmanager
     def workers(self, *arguments: Any, **environment: str) -> Iterator[None]:
@@ -181,13 +172,6 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _connected(port: int) -> set[str]:
     """The sockets of this host that are connected to a port, seen from the client's side."""
     found: set[str] = set()
@@ -209,12 +193,6 @@ def _sockets(pid: int) -> set[str]:
                 if target.startswith("socket:["):
                     found.add(target[8:-1])
     return found
-
-
-def percentile(figures: Iterable[float], percent: float) -> float:
-    """The smallest of `figures` that `percent` of them do not exceed."""
-    ordered = sorted(figures)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 # -- the cases --------------------------------------------------------------------------------------------------------
@@ -332,18 +310,10 @@ CASES: dict[str, Callable[[str, str, float], dict[str, float]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("peer")
-    parser.add_argument("case")
-    parser.add_argument("--uri", required=True)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("was told to stop"))
-    case = "jobs-drain" if options.peer == "drained" else options.case  # the same in another case
-    system = options.peer if options.peer in SYSTEMS else "ours"
-    print(json.dumps(CASES[case](system, options.uri, options.seconds)), flush=True)
+def measure(peer: str, case: str, uri: str, seconds: float) -> dict[str, float]:
+    case = "jobs-drain" if peer == "drained" else case  # the same in another case
+    return CASES[case](peer if peer in SYSTEMS else "ours", uri, seconds)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -3,9 +3,7 @@ after the other: beside many jobs that wait, many that have ended, and few. To e
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import time
 
 from pysqlx_engine import PySQLXEngine
@@ -13,6 +11,8 @@ from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.life import State
 from pysqlx_engine.workers.jobs.schema import migrate
 from pysqlx_engine.workers.jobs.store import Claimed, Ended, NewJob, Store
+
+from .leading import main
 
 BATCH = 100
 """Jobs of a transaction."""
@@ -77,15 +77,5 @@ async def measure(peer: str, case: str, uri: str, seconds: float) -> float:
         return await claims.rate(seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("peer")
-    parser.add_argument("case")
-    parser.add_argument("--uri", required=True)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    options = parser.parse_args()
-    print(json.dumps({"figure": asyncio.run(measure(options.peer, options.case, options.uri, options.seconds))}))
-
-
 if __name__ == "__main__":
-    main()
+    main(lambda peer, case, uri, seconds: {"figure": asyncio.run(measure(peer, case, uri, seconds))})

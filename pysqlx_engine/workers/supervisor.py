@@ -640,20 +640,20 @@ class Supervisor:
         if not self._workers_started and not self._stopping:
             return
         self._stopping = True
-        for slot in self._dispatchers.values():
+        for slot in self._all_slots():
             slot.restart_at = None
-        for slots in (list(self._dispatchers.values()), [self._coordinator] if self._coordinator else []):
-            children = [slot.child for slot in slots if slot.child is not None]
-            if children:
-                self._kill_at = time.monotonic() + _COORDINATOR_GRACE
-                for child in children:
-                    child.signal(signal.SIGTERM)
-                return
+        for child in (ending := self._next_to_end()):
+            child.signal(signal.SIGTERM)
+        if ending:
+            self._kill_at = time.monotonic() + _COORDINATOR_GRACE
+
+    def _next_to_end(self) -> list[_Child]:
+        """The workers, when they have ended the dispatchers, and then the coordinator."""
+        dispatchers = [child for child in self._children.values() if child.slot.queue is not None]
+        return self._workers() or dispatchers or list(self._children.values())
 
     def _kill_after_grace(self) -> None:
-        # The first of these that are there: workers, dispatchers, the coordinator.
-        dispatchers = [slot.child for slot in self._dispatchers.values() if slot.child is not None]
-        late = self._workers() or dispatchers or list(self._children.values())
+        late = self._next_to_end()
         for child in late:
             self._say(f"{child.slot.name} has not ended in time: killing it")
         self._kill(late)

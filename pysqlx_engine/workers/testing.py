@@ -20,7 +20,7 @@ from .jobs.dialects import dialect_of
 from .jobs.dispatcher import prepare
 from .jobs.life import State
 from .jobs.queue import JobQueue
-from .jobs.store import Store
+from .jobs.store import store_of
 from .jobs.tasks import Task
 
 __all__ = ["Enqueued", "assert_enqueued", "drain", "enqueued"]
@@ -82,8 +82,7 @@ async def drain(queue: JobQueue, *, scheduled: bool = False) -> dict[str, int]:
     """
     async with queue.connection() as connection:
         await prepare(connection, dialect_of(connection))
-        store = Store(dialect_of(connection))
-        begun = await store.now(connection)
+        begun = await store_of(connection).now(connection)
     serving = asyncio.ensure_future(queue.serve(grace=0))
     try:
         while not serving.done() and await _busy(queue, scheduled=scheduled):

@@ -42,7 +42,7 @@ def test_more_workers_than_the_hard_limit_allows_is_3_and_says_what_they_need(tm
     status, out, err = finished(tmp_path, "-w", "12", script(tmp_path, SHOWS_LIMIT), shell="ulimit -n 64")
     assert (status, out) == (3, [])
     assert err == [
-        "pysqlx-run: -w 12 needs 110 open files, and the hard limit is 64: raise it (ulimit -n), or start fewer workers"
+        "pysqlx-run: -w 12 needs 122 open files, and the hard limit is 64: raise it (ulimit -n), or start fewer workers"
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ...engine import Provider, parse_uri
+from ...engine import Provider
 from ...errors import JobSchemaError
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ MYSQL = Dialect(
 )
 
 
-_DIALECTS = {dialect.provider: dialect for dialect in (POSTGRESQL, SQLITE, MYSQL)}
+DIALECTS = {dialect.provider: dialect for dialect in (POSTGRESQL, SQLITE, MYSQL)}
 
 
 def dialect_of(connection: PySQLXEngine) -> Dialect:
     """Raises JobSchemaError for a database that the job queue does not know."""
-    provider = parse_uri(connection.uri).provider
-    dialect = _DIALECTS.get(provider)
+    provider = connection._provider
+    dialect = DIALECTS.get(provider)
     if dialect is None:
         raise JobSchemaError(f"the job queue works on PostgreSQL, SQLite, MySQL and MariaDB, not on {provider}")
     return dialect

@@ -194,10 +194,6 @@ class Dispatch:
         """Whether nothing is claimed, and everything is written."""
         return not self._hand and not self.unwritten and not any(worker.jobs for worker in self._workers.values())
 
-    @property
-    def in_hand(self) -> int:
-        return len(self._hand)
-
     # -- the steps ------------------------------------------------------------------------------------------------
 
     def _may_have(self, worker: _Worker, job: Claimed) -> bool:

@@ -27,7 +27,7 @@ from .periodic import Schedule, Ticks
 from .presence import BEAT, Presence, Register
 from .schema import VERSION, migrate, use_wal, version_of
 from .shares import Shares
-from .store import Claimed, Progress, Store
+from .store import Claimed, Progress, store_of
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
@@ -448,7 +448,7 @@ class _Database:
     def __init__(self, connection: PySQLXEngine) -> None:
         dialect = dialect_of(connection)
         self.connection = connection
-        self.store = Store(dialect)
+        self.store = store_of(connection)
         self.register = Register(dialect)
         self.limits = Limits(dialect, self.store)
         self.ticks = Ticks(dialect, self.store)

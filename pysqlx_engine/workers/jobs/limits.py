@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .attempts import given_back
 from .dialects import Dialect
-from .store import Claimed, Postponed, Store, rows_of
+from .store import Claimed, Store, rows_of
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
@@ -67,18 +69,10 @@ class Limits:
         held = beyond(claimed, await self._count(connection, keys))
         if not held:
             return claimed
-        reports = [given_back(job).postponed for job in held]
+        postponed = [given_back(job).postponed for job in held]
         await self._store.postpone(
-            connection,
-            [
-                Postponed(
-                    id=one.id, attempt=one.attempt, owner=one.owner, state=one.state, attempt_after=one.attempt_after,
-                    held=1,
-                )
-                for one in reports
-                if one is not None
-            ],
-        )  # fmt: skip
+            connection, [msgspec.structs.replace(one, held=1) for one in postponed if one is not None]
+        )
         gone = {job.id for job in held}
         return [job for job in claimed if job.id not in gone]
 

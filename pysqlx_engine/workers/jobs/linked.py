@@ -7,15 +7,13 @@ every report that is not known to be written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 from typing import TYPE_CHECKING
 
 from .attempts import Report, given_back
-from .recycling import Recycling
-from .runner import Runner
+from .runner import LAST_WORDS, Runner
 from .served import Serving, ask_supervisor
 from .store import Progress
 from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Run, ToWorker, Written
@@ -29,8 +27,6 @@ logger = logging.getLogger("pysqlx_engine")
 
 _AGAIN = 0.02, 0.2
 """Seconds between two attempts to reach the dispatcher: at first, and growing to the second."""
-_LAST_WORDS = 5.0
-"""Seconds for the dispatcher to write what the last jobs came to."""
 
 
 class LinkedWorker:
@@ -41,13 +37,11 @@ class LinkedWorker:
         self._name = f"worker {number} ({os.getpid()})"
         self._runner = Runner(
             self._name,
-            queue.tasks,
+            queue,
             pools,
             report=self._report,
             set_progress=self._set_progress,
-            max_result=queue.max_payload,
         )
-        self._recycling = Recycling()
         self._channel: Channel[ToWorker] | None = None
         self._kept: dict[tuple[int, int], Report] = {}
         """Reports that are not known to be written, by job and owner."""
@@ -66,12 +60,12 @@ class LinkedWorker:
             await self._runner.drain(grace, told.hurry)
             self._flush()
             try:
-                await asyncio.wait_for(self._all_written.wait(), _LAST_WORDS)
+                await asyncio.wait_for(self._all_written.wait(), LAST_WORDS)
             except TimeoutError:
                 logger.warning("Jobs: no dispatcher has written what the last jobs came to: they will run again")
         finally:
             link.cancel()
-            self._recycling.stop()
+            self._runner.recycling.stop()
             if self._channel is not None:
                 self._channel.close()
 
@@ -122,7 +116,6 @@ class LinkedWorker:
                     self._all_written.set()
 
     def _report(self, report: Report) -> None:
-        self._recycling.job_ended()
         if report.ended is not None or report.postponed is not None:
             self._kept[report.attempt.id, report.attempt.owner] = report
             self._all_written.clear()
@@ -139,6 +132,5 @@ class LinkedWorker:
         self._say(HowFar(progress))
 
     def _say(self, message: FromWorker) -> None:
-        with contextlib.suppress(RuntimeError):
-            if self._channel is not None:
-                self._channel.send(message)
+        if self._channel is not None:
+            self._channel.send(message)

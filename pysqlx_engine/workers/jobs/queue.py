@@ -22,7 +22,7 @@ from .retries import LONGEST, Backoff
 from .schema import migrate
 from .served import served_queue
 from .serving import Told, grace_of_the_run, serve, told_by_others
-from .store import NewJob, Store
+from .store import NewJob, Store, store_of
 from .tasks import Task, TaskOptions, check_name
 
 P = ParamSpec("P")
@@ -213,8 +213,12 @@ class JobQueue:
 
     async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         """In whatever transaction its user has begun."""
-        dialect = dialect_of(connection)
-        store = Store(dialect)
+        ids = await self._insert(connection, jobs)
+        await self._hints.tell(connection)
+        return ids
+
+    async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+        dialect, store = dialect_of(connection), store_of(connection)
         if not self._prepared and not dialect.migrates_by_itself:
             await prepare(connection, dialect)
         try:
@@ -226,7 +230,6 @@ class JobQueue:
             await _make_tables(connection)
             ids = await store.enqueue(connection, jobs)
         self._prepared = True
-        await self._hints.tell(connection)
         return ids
 
     @asynccontextmanager
@@ -240,8 +243,8 @@ class JobQueue:
             return await self._enqueue_by(connection, jobs)
         if not self._prepared:
             await prepare(connection, dialect_of(connection))
-        async with Store(dialect_of(connection)).transaction(connection):
-            ids = await self._enqueue_by(connection, jobs)
+        async with store_of(connection).transaction(connection):
+            ids = await self._insert(connection, jobs)
         await self._hints.tell(connection)
         return ids
 
@@ -261,7 +264,7 @@ class JobQueue:
         async with asyncio.timeout(timeout):
             while True:
                 async with self.connection() as connection:
-                    found = await Store(dialect_of(connection)).outcome(connection, job_id)
+                    found = await store_of(connection).outcome(connection, job_id)
                 if found is None:
                     raise JobError(f"there is no job {job_id}")
                 if found.state is State.COMPLETED:
@@ -297,7 +300,7 @@ class JobQueue:
     async def _transaction(self) -> AsyncIterator[tuple[Store, PySQLXEngine]]:
         """One that dispatchers are told of."""
         async with self.connection() as connection:
-            store = Store(dialect_of(connection))
+            store = store_of(connection)
             async with store.transaction(connection):
                 yield store, connection
             await self._hints.tell(connection)

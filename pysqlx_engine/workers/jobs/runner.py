@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -21,19 +21,22 @@ from ...engine.driving import drive
 from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, PySQLXError
 from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
-from .dialects import dialect_of
 from .job import Job
 from .pools import QueuePools, held
+from .recycling import Recycling
 from .retries import LONGEST, Cancel, Outcome, Retry, Snooze
-from .store import Claimed, Progress, Store
+from .store import Claimed, Progress, store_of
 from .threads import Threads
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
+    from .queue import JobQueue
     from .tasks import Task
 
 logger = logging.getLogger("pysqlx_engine")
 
+LAST_WORDS = 5.0
+"""Seconds, when all has ended or was given back, for the database to take what the last jobs came to."""
 _CANCELLED = 0.2
 """Seconds for what was cancelled to end."""
 _NOT_BEGUN = 1_000_000
@@ -63,21 +66,20 @@ class Runner:
     def __init__(
         self,
         worker: str,
-        tasks: Mapping[str, Task[Any, Any]],
+        queue: JobQueue,
         pools: QueuePools,
         *,
         report: Callable[[Report], None],
         set_progress: Callable[[Progress], None],
-        max_result: int,
     ) -> None:
-        """`report` and `set_progress` are called in the event loop, and do not block. `max_result`: bytes that a stored
-        result may have."""
+        """`report` and `set_progress` are called in the event loop, and do not block."""
         self._worker = worker
-        self._tasks = tasks
+        self._tasks = queue.tasks
         self._pools = pools
         self._report = report
         self._set_progress = set_progress
-        self._max_result = max_result
+        self._max_result = queue.max_payload
+        self.recycling = Recycling()
         self._threads = Threads("pysqlx-job")
         self._running: dict[tuple[int, int], _Running] = {}
         self._chance = random.Random()
@@ -285,6 +287,7 @@ class Runner:
             return  # it was given back already
         if not self._running:
             self._idle.set()
+        self.recycling.job_ended()
         self._report(report)
 
     def _stop(self, running: _Running, why: Stop) -> None:
@@ -314,7 +317,7 @@ class _Transaction:
 
     def __init__(self, connection: PySQLXEngine) -> None:
         self._connection = connection
-        self._store = Store(dialect_of(connection))
+        self._store = store_of(connection)
 
     async def begin(self) -> None:
         await self._store.begin(self._connection)

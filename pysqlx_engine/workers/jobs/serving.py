@@ -20,8 +20,7 @@ from .dialects import dialect_of
 from .dispatcher import Dispatcher, prepare
 from .hints import Hints, Listener
 from .linked import LinkedWorker
-from .recycling import Recycling
-from .runner import Runner
+from .runner import LAST_WORDS, Runner
 from .served import ServedQueue, Serving, ask_supervisor
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ logger = logging.getLogger("pysqlx_engine")
 
 GRACE = 30.0
 """Seconds that jobs get to end."""
-_LAST_WORDS = 5.0
-"""Seconds for the database to take what the last jobs came to."""
 
 
 def grace_of_the_run() -> float:
@@ -131,7 +128,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     finally:
         serving.cancel()
         hints.here = None
-        here.recycling.stop()
+        here.runner.recycling.stop()
         here.listener.close()
         await pools.stop()
 
@@ -150,14 +147,12 @@ class _Here:
     def __init__(self, queue: JobQueue, pools: QueuePools, pool: PySQLXEnginePool) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.listener = Listener(self._hint)
-        self.recycling = Recycling()
         self.runner = Runner(
             self._name,
-            queue.tasks,
+            queue,
             pools,
             report=self._report,
             set_progress=self._set_progress,
-            max_result=queue.max_payload,
         )
         self.dispatcher = Dispatcher(
             pool,
@@ -183,7 +178,6 @@ class _Here:
         self.dispatcher.hint()
 
     def _report(self, report: Report) -> None:
-        self.recycling.job_ended()
         self.dispatcher.report(self._name, [report])
 
     def _set_progress(self, progress: Progress) -> None:
@@ -192,7 +186,7 @@ class _Here:
     async def drain(self, grace: float, told: Told) -> None:
         written = asyncio.ensure_future(self.dispatcher.drain())
         await self.runner.drain(grace, told.hurry)
-        done, _ = await asyncio.wait({written}, timeout=_LAST_WORDS)
+        done, _ = await asyncio.wait({written}, timeout=LAST_WORDS)
         if not done:
             written.cancel()
             logger.warning("Jobs: the database has not taken what the last jobs came to: they will run again")

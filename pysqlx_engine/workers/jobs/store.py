@@ -8,6 +8,7 @@ attempt and with that owner, whatever was decided about it meanwhile elsewhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ...errors import PySQLXError
-from .dialects import Dialect, Type
+from .dialects import DIALECTS, Dialect, Type, dialect_of
 from .life import FINAL, State
 from .schema import CLAIMABLE, HAS_A_KEY, WAITS_FOR_ITS_TIME
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine import Provider, PySQLXEngine
 
 _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
@@ -457,7 +458,7 @@ class Store:
 
     async def cancel(self, connection: PySQLXEngine, ids: Iterable[int]) -> tuple[int, int]:
         """Cancel what waits, and ask for it where a job runs. Gives how many of each; to be called in a transaction."""
-        rows = _ids(sorted(ids))
+        rows = rows_of("id", sorted(ids))
         if self._lock_all is not None:  # else one that is claimed in between is neither
             await connection.query_as_dict(self._lock_all, {"rows": rows})
         asked = await connection.execute(self._ask_to_cancel, {"rows": rows})
@@ -480,7 +481,7 @@ class Store:
     async def revive(self, connection: PySQLXEngine, ids: Iterable[int]) -> int:
         """Make available what waits for its time, or has ended: unless another job has its unique key by now. Gives how
         many; to be called in a transaction."""
-        rows = _ids(ids)
+        rows = rows_of("id", ids)
         hurried = await connection.execute(self._hurry, {"rows": rows})
         return hurried + await self._move(connection, self._revive, rows)
 
@@ -489,6 +490,16 @@ class Store:
         for statement in statements:
             moved = await connection.execute(statement, {"rows": rows})
         return moved
+
+
+@functools.cache
+def _store(provider: Provider) -> Store:
+    return Store(DIALECTS[provider])
+
+
+def store_of(connection: PySQLXEngine) -> Store:
+    """The statements for the kind of database that `connection` is to. Raises JobSchemaError for an unknown one."""
+    return _store(dialect_of(connection).provider)
 
 
 def _json(rows: Iterable[object]) -> str:
@@ -505,10 +516,6 @@ def _claimed(rows: list[dict[str, Any]]) -> list[Claimed]:
     if rows and "jobs" in rows[0]:
         return _ALL_CLAIMED.decode(rows[0]["jobs"]) if rows[0]["jobs"] is not None else []
     return [_CLAIMED.decode(row["job"]) for row in rows]
-
-
-def _ids(ids: Iterable[int]) -> str:
-    return rows_of("id", ids)
 
 
 def rows_of(column: str, values: Iterable[int] | Iterable[str]) -> str:

@@ -88,14 +88,9 @@ class EnqueueOptions:
 class Enqueuer:
     """Enqueues the jobs of a task, with some options."""
 
-    def __init__(self, task: Task[Any, Any] | None, options: EnqueueOptions) -> None:
-        self._of = task
+    def __init__(self, task: Task[Any, Any], options: EnqueueOptions) -> None:
+        self._task = task
         self._options = options
-
-    @property
-    def _task(self) -> Task[Any, Any]:
-        assert self._of is not None
-        return self._of
 
     def options(
         self,
@@ -196,7 +191,7 @@ class Task(Enqueuer, Generic[P, R]):
 
     def __init__(self, queue: JobQueue, name: str, function: Callable[P, R], options: TaskOptions) -> None:
         """Raises TypeError for a function that cannot be a handler, ValueError for options that do not fit it."""
-        super().__init__(None, EnqueueOptions())
+        super().__init__(self, EnqueueOptions())
         self.queue = queue
         self.name = name
         self.function = function
@@ -208,10 +203,6 @@ class Task(Enqueuer, Generic[P, R]):
                 + ("PySQLXEngine" if self.signature.is_async else "PySQLXEngineSync")
             )
         functools.update_wrapper(self, function)
-
-    @property
-    def _task(self) -> Task[Any, Any]:
-        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
