@@ -28,9 +28,10 @@ Inode = tuple[int, int]
 class SqliteFile:
     """One database file, and how many connections of this process's pools are open to it."""
 
-    def __init__(self, path: str, inode: Inode) -> None:
-        self._path = path
+    def __init__(self, inode: Inode) -> None:
         self._inode = inode
+        self.path = ""
+        """Where it was last seen: it may be moved, and its number is given again when it is deleted."""
         self._sessions = 0
         self._closing = 0
         self._foreign = 0
@@ -44,7 +45,7 @@ class SqliteFile:
     async def closed(self) -> bool:
         """A connection was closed: wait until its descriptor is. False when that was not seen within `TIMEOUT`."""
         self._sessions -= 1
-        if os.path.exists(f"{self._path}-shm"):  # it is there while somebody uses the file in WAL mode
+        if os.path.exists(f"{self.path}-shm"):  # it is there while somebody uses the file in WAL mode
             return True
         self._closing += 1
         deadline = time.monotonic() + TIMEOUT
@@ -73,7 +74,9 @@ def sqlite_file(path: str | None) -> SqliteFile | None:
     except OSError:
         return None
     inode = (found.st_dev, found.st_ino)
-    return _files.setdefault(inode, SqliteFile(path, inode))
+    file = _files.setdefault(inode, SqliteFile(inode))
+    file.path = os.path.realpath(path)
+    return file
 
 
 def _descriptors(inode: Inode) -> int:

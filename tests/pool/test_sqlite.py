@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
+from pysqlx_engine.engine.files import sqlite_file
 from pysqlx_engine.errors import SettingsError
 from tests.servers import Database
 
@@ -44,6 +48,25 @@ async def test_wal_is_had_by_a_setting(
             assert await conn.query_as_dict("PRAGMA journal_mode") == [{"journal_mode": mode}]
             assert sample() == 3
         assert sample() == 0
+
+
+async def test_a_file_is_looked_at_where_it_is_now(tmp_path: Path) -> None:
+    """A new file often has the number of the one that was deleted before."""
+    before = tmp_path / "before"
+    before.touch()
+    file = sqlite_file(str(before))
+    assert file is not None
+    now = tmp_path / "now"
+    before.rename(now)
+    (tmp_path / "link").symlink_to(now)
+    assert sqlite_file(str(tmp_path / "link")) is file
+    with contextlib.closing(sqlite3.connect(now)) as stays, contextlib.closing(sqlite3.connect(now)) as goes:
+        for connection in (stays, goes):
+            file.opened()
+            connection.execute("PRAGMA journal_mode = wal").fetchall()
+        stays.execute("SELECT * FROM sqlite_master").fetchall()
+        goes.close()
+        assert await file.closed(), "in WAL mode its descriptor stays, and is not waited for"
 
 
 def test_a_wal_setting_that_is_no_switch_is_refused(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
