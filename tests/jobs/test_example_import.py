@@ -101,6 +101,7 @@ def test_every_airport_is_imported_and_every_country_reported(example: Import) -
     example.assert_complete()
 
 
+@pytest.mark.parametrize("example", ["postgresql"], indirect=True)
 def test_a_killed_worker_and_an_interrupted_program_cost_no_row_and_double_none(
     example: Import, tmp_path: Path
 ) -> None:

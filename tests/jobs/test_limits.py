@@ -21,7 +21,13 @@ def job(id_: int, key: str | None, most: int | None) -> Claimed:
 def test_what_is_beyond_a_limit_is_the_least_urgent_of_what_was_claimed() -> None:
     jobs = [job(1, "a", 2), job(2, None, None), job(3, "a", 2), job(4, "b", 1), job(5, "a", 2)]
     assert [one.id for one in beyond(jobs, {"a": 3, "b": 1})] == [5]
-    assert [one.id for one in beyond(jobs, {"a": 4, "b": 2})] == [5, 4, 3]
+    assert [one.id for one in beyond(jobs, {"a": 4, "b": 2})] == [3, 4, 5]
+
+
+def test_each_job_is_held_by_its_own_limit_where_those_with_one_key_differ() -> None:
+    jobs = [job(1, "a", 1), job(2, "a", 3), job(3, "a", 1), job(4, "a", 3), job(5, "a", 3)]
+    assert [one.id for one in beyond(jobs, {"a": 5})] == [3, 5]
+    assert [one.id for one in beyond(jobs, {"a": 6})] == [1, 3, 5]
     assert beyond(jobs, {"a": 1}) == []
 
 

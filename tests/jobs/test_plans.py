@@ -59,10 +59,11 @@ async def test_each_statement_that_runs_all_the_time_uses_its_index(database: Da
             (claim, {"queue": "queue 1", "most": 50, "owner": 9}, "pysqlx_jobs_claim"),
             (store._due, {"most": 50}, "pysqlx_jobs_due"),
             (store._running, {"first": 1, "last": 5}, "pysqlx_jobs_owner"),
+            (store._orphans, {"most": 5}, "pysqlx_jobs_owner"),
             (store._cancel_asked, {"first": 1, "last": 5}, "pysqlx_jobs_owner"),
             (store._forget, {"keep": 10**15, "most": 100}, "pysqlx_jobs_ended_at"),
             (store._postpone, KEY, primary[database.provider]),
-            (limits._first, {"name": "k", "most": 5}, "pysqlx_jobs_limit"),
+            (limits._first, {"name": "k", "running": 2, "most": 5}, "pysqlx_jobs_limit"),
             (limits._running, {"rows": '[{"name": "k"}]'}, "pysqlx_jobs_limit"),
         ]
         if database.provider != "postgresql":  # which rightly reads a table of this size whole

@@ -44,6 +44,26 @@ def abandoned(job: Claimed, worker: str, reason: str) -> Report:
     return _report(job, Event.ABANDON, failure=_failure(job, worker, reason) if reason else None)
 
 
+def size_of(report: Report) -> int:
+    """Characters of its texts."""
+    result = report.ended.result if report.ended is not None else None
+    failure = report.failure
+    return len(result or "") + (len(failure.error) + len(failure.traceback or "") if failure is not None else 0)
+
+
+def without_texts(report: Report) -> Report:
+    """For a database that does not take them: that it is over, and how."""
+    lost = "the database has not taken the result, or the error, of this attempt"
+    key = report.attempt
+    worker = report.failure.worker if report.failure is not None else "dispatcher"
+    ended = msgspec.structs.replace(report.ended, result=None) if report.ended is not None else None
+    return msgspec.structs.replace(
+        report,
+        ended=ended,
+        failure=Failure(id=key.id, attempt=key.attempt, owner=key.owner, worker=worker, error=lost),
+    )
+
+
 def _report(
     job: Claimed, event: Event, *, wait: int | None = None, result: str | None = None, failure: Failure | None = None
 ) -> Report:

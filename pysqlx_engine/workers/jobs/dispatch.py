@@ -7,26 +7,29 @@ in a worker while a second worker is idle. What is claimed beyond that waits in 
 finished in the last moments: many short jobs are claimed in large batches, and of long ones none is claimed before
 somebody is there to run it. What has been in the hand for too long is given back, perhaps to another host.
 
-Jobs whose handlers use connections are handed out up to the number of connections that there are for them.
+Jobs whose handlers use connections are handed out, and claimed, up to the number of connections that there are for
+them.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .attempts import Report, failed, given_back, snoozed
 from .store import Claimed
 
-AHEAD = 0.05
+AHEAD = 0.1
 """Seconds: as many jobs are claimed ahead as were finished within the last so many."""
 MOST_AHEAD = 2000
 LONGEST_IN_HAND = 1.0
 """Seconds that a claimed job may wait for a worker."""
 UNKNOWN_TASK = 60_000_000
 """Microseconds until a job is tried again whose task no worker knows: a deployment may bring one that does."""
+_MOST_NOTED = 10_000
+"""Jobs of unknown tasks that are remembered, so that each is complained of once."""
 
 
 @dataclass
@@ -61,7 +64,10 @@ class Dispatch:
         self._hand: list[Claimed] = []
         self._since: dict[int, float] = {}
         """Since when each job is in the hand."""
-        self._finished: collections.deque[tuple[float, int]] = collections.deque()
+        self._finished: collections.deque[tuple[float, int, int]] = collections.deque()
+        """When, how many were, and how many of those had used a connection."""
+        self._noted: dict[int, None] = {}
+        """Jobs of unknown tasks that were complained of, the oldest first."""
         self.unwritten: list[Report] = []
         """What has to be written. Whoever has written it takes it out."""
         self.freed: dict[str, int] = {}
@@ -71,8 +77,16 @@ class Dispatch:
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    def join(self, name: str, slots: int, tasks: Mapping[str, bool], running: Iterable[Claimed] = ()) -> None:
-        """A worker is there. `running`: what it runs already, given to it by a dispatcher before this one."""
+    def join(self, name: str, slots: int, tasks: Mapping[str, bool], running: Collection[Claimed] = ()) -> None:
+        """A worker is there. `running`: what it runs already, given to it before: what else it was given has never
+        reached it."""
+        before = self._workers.get(name)
+        if before is not None:
+            has = {(job.id, job.owner) for job in running}
+            for job in list(before.jobs.values()):
+                self._take(before, job)
+                if (job.id, job.owner) not in has:
+                    self.unwritten.append(given_back(job))
         worker = self._workers[name] = _Worker(slots, dict(tasks))
         for job in running:
             self._give(worker, job)
@@ -96,13 +110,14 @@ class Dispatch:
         """A worker has finished these. Of one that was taken for dead, or is not known any more, they are late: what
         they say is written all the same, if the rows still say that it runs."""
         worker = self._workers.get(name)
+        connected = self._connected
         for report in reports:
             job = worker.jobs.get(report.attempt.id) if worker is not None else None
             if worker is not None and job is not None and job.owner == report.attempt.owner:
                 self._take(worker, job)
             if report.ended is not None or report.postponed is not None:
                 self.unwritten.append(report)
-        self._finished.append((now, len(reports)))
+        self._finished.append((now, len(reports), connected - self._connected))
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -113,14 +128,19 @@ class Dispatch:
         while self._finished and self._finished[0][0] < now - AHEAD:
             self._finished.popleft()
         free = sum(max(0, worker.free) for worker in self._workers.values())
-        ahead = min(MOST_AHEAD, sum(count for _, count in self._finished))
-        if free and self._hand and self._connected >= self._connections:
-            # What is in the hand waits for connections, and so would more of it. What needs none need not wait.
-            tasks = frozenset(
-                task for worker in self._workers.values() for task, connects in worker.tasks.items() if not connects
-            )
-            return Wanted(free if tasks else 0, tasks)
-        return Wanted(max(0, free + ahead - len(self._hand)))
+        ahead = min(MOST_AHEAD, sum(count for _, count, _ in self._finished))
+        connects = self._connects()
+        room = free + ahead - len(self._hand)
+        if not any(connects.values()):
+            return Wanted(max(0, room))
+        # What needs a connection is claimed as far as there are connections. What needs none need not wait for it.
+        waiting = sum(connects.get(job.task, False) for job in self._hand)
+        ahead_with = min(MOST_AHEAD, sum(count for _, _, count in self._finished))
+        room_with = self._connections - self._connected + ahead_with - waiting
+        if room_with > 0:
+            return Wanted(max(0, min(room, room_with)))
+        others = frozenset(task for task, uses in connects.items() if not uses)
+        return Wanted(max(0, room + waiting), others) if others else NOTHING
 
     def claimed(self, jobs: Sequence[Claimed], now: float) -> None:
         """These were claimed, the most urgent first."""
@@ -139,7 +159,7 @@ class Dispatch:
             return given
         kept: list[Claimed] = []
         free = {name: worker for name, worker in self._workers.items() if worker.free > 0}
-        known = {task for worker in self._workers.values() for task in worker.tasks}
+        known = self._connects()
         for place, job in enumerate(self._hand):
             if not free:
                 kept += self._hand[place:]
@@ -165,6 +185,20 @@ class Dispatch:
         """Give back what has waited here for too long."""
         old = {job.id for job in self._hand if now - self._since[job.id] >= LONGEST_IN_HAND}
         self._give_back(old)
+
+    def give_back_queues(self, queues: Collection[str]) -> None:
+        """Give back what has not begun and is of these."""
+        self._give_back({job.id for job in self._hand if job.queue in queues})
+
+    def drop_hand(self) -> None:
+        """What has not begun is somebody else's now."""
+        self._hand.clear()
+        self._since.clear()
+
+    @property
+    def well_stocked(self) -> bool:
+        """Whether the hand keeps the workers busy for a while, by what they have finished of late."""
+        return len(self._hand) >= 50 and 2 * len(self._hand) >= sum(count for _, count, _ in self._finished)
 
     def drain(self) -> None:
         """Claim and hand out nothing any more, and give back what has not begun."""
@@ -196,6 +230,10 @@ class Dispatch:
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
+    def _connects(self) -> dict[str, bool]:
+        """The tasks that any worker can run, and whether their handlers use connections."""
+        return {task: uses for worker in self._workers.values() for task, uses in worker.tasks.items()}
+
     def _may_have(self, worker: _Worker, job: Claimed) -> bool:
         connects = worker.tasks.get(job.task)
         return connects is not None and (not connects or self._connected < self._connections)
@@ -218,4 +256,10 @@ class Dispatch:
 
     def _nobody_knows(self, job: Claimed) -> None:
         del self._since[job.id]
+        if job.id in self._noted:
+            self.unwritten.append(snoozed(job, UNKNOWN_TASK))
+            return
+        if len(self._noted) >= _MOST_NOTED:
+            del self._noted[next(iter(self._noted))]
+        self._noted[job.id] = None
         self.unwritten.append(snoozed(job, UNKNOWN_TASK, "dispatcher", f"no worker has a task named {job.task!r}"))

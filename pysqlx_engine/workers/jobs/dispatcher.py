@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +19,7 @@ from ...errors import JobSchemaError, PoolError, PySQLXError
 from ..membership import host_identity
 from ..rates import LogBound
 from . import faults
-from .attempts import Report, failed, given_back
+from .attempts import Report, failed, given_back, size_of, without_texts
 from .dialects import Dialect, dialect_of
 from .dispatch import NOTHING, Dispatch, Wanted
 from .limits import Limits
@@ -42,10 +42,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _AFTER_HINT = (0.005, 0.03, 0.2)
 """Seconds after a hint, or the look before, at which to look again: the transaction that enqueues may not have ended
 when it says so."""
-_ROUNDS = 5
-"""How often a turn claims once more for what was beyond its limit, or because a queue had not enough."""
+_BETWEEN_LOOKS = 0.01
+"""Seconds between two looks at least, however many hints come."""
+_GATHER = 0.02
+"""Seconds that a turn waits for more to write while the workers have enough to do: fewer and larger transactions."""
 _BATCH = 2000
 """Rows of one statement."""
+_BATCH_BYTES = 1 << 20
+"""Bytes of the texts that one statement writes, about: servers refuse statements that are too long."""
+_CLAIMED_BYTES = 8 << 20
+"""Bytes of arguments that one statement reads, about."""
+_REFUSALS = 5
+"""Transactions that fail with one report alone before it is written without its texts."""
 _RELEASED = 1000
 """Jobs that become available in one statement."""
 _LOCKED = 0.05
@@ -96,12 +104,18 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._look_at = 0.0
         """When to look for work again."""
+        self._looked_at = 0.0
         self._looks: list[float] = []
         """Seconds after the next looks at which to look once more."""
         self._maybe = {True: set(weights), False: set(weights)}
         """Queues in which there may be something available: of any task, and of those that use no connection."""
         self._paused: frozenset[str] = frozenset()
         self._progress: dict[int, Progress] = {}
+        self._most_written = self._most_claimed = _BATCH
+        """Reports and jobs of one turn: fewer after one that has failed, or was large."""
+        self._failed_alone = 0
+        """Turns in a row that have failed with one report only."""
+        self._pause = _FIRST_PAUSE
         self._schedules: dict[str, list[Schedule]] = {}
         """The periodic tasks that each worker has."""
         self._tick_at = 0.0
@@ -114,6 +128,8 @@ class Dispatcher:
         """Whether a worker has died before we were there, so that what it ran has to count as failed."""
         self._doubtful = False
         """Whether the rows may say that something runs for us that we do not know of."""
+        self._suspects: set[tuple[int, int]] = set()
+        """What ran at the last beat by the rows, as job and owner, and by what anybody knows does not."""
         self._beat_at = 0.0
         self._adopt_at: float | None = None
         """When what ran for the dispatcher before us, and no worker has told of, is made available again."""
@@ -128,7 +144,7 @@ class Dispatcher:
         slots: int,
         tasks: Mapping[str, bool],
         schedules: Iterable[Schedule] = (),
-        running: Iterable[Claimed] = (),
+        running: Collection[Claimed] = (),
     ) -> None:
         self._dispatch.join(worker, slots, tasks, running)
         self._schedules[worker] = list(schedules)
@@ -149,6 +165,7 @@ class Dispatcher:
         self._dispatch.report(worker, reports, time.monotonic())
         for report in reports:
             self._progress.pop(report.attempt.id, None)
+        self._hand_out()
         self._wake.set()
 
     def set_progress(self, progress: Progress) -> None:
@@ -157,7 +174,7 @@ class Dispatcher:
 
     def hint(self) -> None:
         """There may be work, or something that users have asked."""
-        self._look_at = 0.0
+        self._look_at = self._looked_at + _BETWEEN_LOOKS
         self._looks = list(_AFTER_HINT)
         self._wake.set()
 
@@ -167,20 +184,19 @@ class Dispatcher:
         self._adopt_at = time.monotonic() + seconds
         self._workers_died = workers_died
 
-    async def drain(self) -> None:
-        """Claim nothing any more, give back what has not begun, and return when all that runs has been reported and
-        written."""
+    def drain(self) -> asyncio.Future[None]:
+        """Claim and hand out nothing any more, and give back what has not begun. Done when all that runs has been
+        reported and written."""
         self._drained = asyncio.get_running_loop().create_future()
         self._dispatch.drain()
         self._wake.set()
-        await self._drained
+        return self._drained
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Until it is cancelled, or drained. Raises JobSchemaError where there are no tables, or newer ones, and
         ConnectError or PoolRefusedError where the pool can never have a connection."""
-        pause = _FIRST_PAUSE
         prepared = False
         while True:
             try:
@@ -191,7 +207,6 @@ class Dispatcher:
                     database = _Database(connection)
                     async with database.isolated():
                         await self._appear(database)
-                        pause = _FIRST_PAUSE
                         await self._serve_by(database)
                         return
             except (PySQLXError, PoolError, OSError) as error:
@@ -201,8 +216,8 @@ class Dispatcher:
                 if line is not None:
                     logger.warning("Jobs: %s; it goes on trying", line)
                 self._doubtful = True
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     async def _serve_by(self, database: _Database) -> None:
         while True:
@@ -216,7 +231,9 @@ class Dispatcher:
                 await database.register.leave(database.connection, self._presence)
                 self._drained.set_result(None)
                 return
-            if not self._dispatch.unwritten and not self._progress:
+            if self._dispatch.well_stocked:
+                await asyncio.sleep(_GATHER)
+            elif not self._dispatch.unwritten and not self._progress:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._until_next())
 
@@ -237,7 +254,48 @@ class Dispatcher:
         """Write, claim and hand out what there is."""
         now = time.monotonic()
         self._dispatch.give_back_old(now)
-        turn = _Turn(self._dispatch.unwritten[:_BATCH], list(self._progress.values())[:_BATCH])
+        turn = self._next_turn(now)
+        if turn.looking:
+            await self._hear_users(database)
+        if turn.looking or turn.hurries:
+            self._expect_work()
+        if not turn.careful:
+            turn.wanted = self._dispatch.wanted(now)
+        if turn.has_work or self._may_claim(turn.wanted):
+            try:
+                if turn.freed:
+                    # Apart from the claims, which lock limits too: two dispatchers that hold some and wait for more
+                    # would wait for each other.
+                    async with database.store.transaction(database.connection):
+                        await self._write(database, turn)
+                async with database.store.transaction(database.connection):
+                    if not turn.freed:
+                        await self._write(database, turn)
+                    if self._may_claim(turn.wanted):
+                        turn.claimed = await self._claim(database, turn.wanted)
+                    if turn.looking:
+                        turn.due_in = await database.store.due_in(database.connection)
+            except BaseException:
+                self._dispatch.freed = turn.freed | self._dispatch.freed
+                self._most_written = max(1, len(turn.reports) // 2)
+                self._failed_alone = self._failed_alone + 1 if len(turn.reports) == 1 else 0
+                raise
+            self._pause, self._failed_alone = _FIRST_PAUSE, 0
+            self._most_written = min(_BATCH, 2 * self._most_written)
+        self._turned(turn, now)
+        if turn.claimed:
+            faults.reached("claimed")
+        self._dispatch.claimed(turn.claimed, time.monotonic())
+        self._hand_out()
+
+    def _next_turn(self, now: float) -> _Turn:
+        """What the next transaction is for. After one that has failed: some of its reports, and nothing else."""
+        reports = _some(self._dispatch.unwritten, self._most_written)
+        if self._most_written < _BATCH and reports:
+            if self._failed_alone >= _REFUSALS:
+                reports = [without_texts(reports[0])]
+            return _Turn(reports, [], careful=True)
+        turn = _Turn(reports, list(self._progress.values())[:_BATCH])
         if len(turn.reports) == len(self._dispatch.unwritten):  # else what has freed a limit may not be among them
             turn.freed, self._dispatch.freed = self._dispatch.freed, {}
         if self._drained is None:
@@ -246,26 +304,9 @@ class Dispatcher:
                 schedules = {one.task: one for many in self._schedules.values() for one in many}
                 turn.schedules = list(schedules.values())
             turn.forgetting = now >= self._forget_at
-        if turn.looking:
-            await self._hear_users(database)
-        if turn.looking or turn.hurries:
-            self._expect_work()
-        turn.wanted = self._dispatch.wanted(now)
-        if turn.has_work or self._may_claim(turn.wanted):
-            try:
-                async with database.store.transaction(database.connection):
-                    await self._write(database, turn)
-                    if self._may_claim(turn.wanted):
-                        turn.claimed = await self._claim(database, turn.wanted)
-                    if turn.looking:
-                        turn.due_in = await database.store.due_in(database.connection)
-            except BaseException:
-                self._dispatch.freed = turn.freed | self._dispatch.freed
-                raise
-        self._turned(turn, now)
-        if turn.claimed:
-            faults.reached("claimed")
-        self._dispatch.claimed(turn.claimed, time.monotonic())
+        return turn
+
+    def _hand_out(self) -> None:
         for worker, jobs in self._dispatch.hand_out().items():
             self._workers.send(worker, jobs)
             faults.reached("dispatched")
@@ -309,6 +350,7 @@ class Dispatcher:
             if self._progress.get(one.id) is one:
                 del self._progress[one.id]
         if turn.looking:
+            self._looked_at = now
             again = self._looks.pop(0) if self._looks else self._poll
             # What is due and was not released is locked by somebody else: it takes some time.
             soon = 0.0 if turn.released == _RELEASED else _LOCKED
@@ -329,23 +371,26 @@ class Dispatcher:
     async def _claim(self, database: _Database, wanted: Wanted) -> list[Claimed]:
         assert self._presence is not None
         queues = self._maybe[wanted.tasks is None]
+        most = min(wanted.jobs, self._most_claimed)
         claimed: list[Claimed] = []
-        for _ in range(_ROUNDS):
-            if len(claimed) >= wanted.jobs or not queues - self._paused:
-                break
-            for queue, part in self._shares.split(wanted.jobs - len(claimed), queues - self._paused).items():
+        while len(claimed) < most and queues - self._paused:
+            for queue, part in self._shares.split(most - len(claimed), queues - self._paused).items():
                 self._claims += 1
                 owner = self._presence.owners[0] + self._claims
                 found = await database.store.claim(database.connection, queue, part, owner, wanted.tasks)
                 if len(found) < part:
                     queues.discard(queue)
-                claimed += await database.limits.keep(database.connection, found)
-        return claimed
+                claimed += found
+        large = sum(len(job.args) for job in claimed) > _CLAIMED_BYTES
+        self._most_claimed = max(1, most // 2) if large else min(_BATCH, 2 * self._most_claimed)
+        # All at once, in one order: two that lock one limit after the other would wait for each other.
+        return await database.limits.keep(database.connection, claimed)
 
     async def _hear_users(self, database: _Database) -> None:
         """What people have said about queues, and about jobs that run here."""
         assert self._presence is not None
         self._paused = frozenset(await database.store.paused(database.connection))
+        self._dispatch.give_back_queues(self._paused)
         unwanted = await database.store.cancel_asked(database.connection, *self._presence.owners)
         for worker, jobs in self._dispatch.who_has(unwanted).items():
             self._workers.cancel(worker, jobs)
@@ -372,6 +417,7 @@ class Dispatcher:
         if not await database.register.beat(database.connection, self._presence):
             logger.warning("Jobs: this dispatcher was taken for dead: what it had claimed may run twice")
             self._presence = None
+            self._dispatch.drop_hand()
         here = await self._appear(database)
         adopting = self._adopt_at is not None and now >= self._adopt_at
         if adopting:
@@ -383,9 +429,21 @@ class Dispatcher:
             before_us = other.run == self._run
             if adopting if before_us else other.is_lost(host):
                 await self._inherit(database, other, before_us=before_us)
+        await self._find_lost(database, here)
         async with database.store.transaction(database.connection):
             if await database.limits.release_forgotten(database.connection):
                 self._look_at = 0.0
+
+    async def _find_lost(self, database: _Database, here: Presence) -> None:
+        """What two looks find running for us, and we do not know of, or for nobody who is there."""
+        held = self._dispatch.holds()
+        ours = await database.store.running(database.connection, *here.owners)
+        lost = {(job.id, job.owner): given_back(job) for job in ours}
+        for job in await database.store.orphans(database.connection, _RELEASED):
+            lost[job.id, job.owner] = failed(job, "dispatcher", "it ran for a dispatcher that nobody knows any more")
+        found = lost.keys() - held
+        self._dispatch.unwritten += [lost[key] for key in sorted(found & self._suspects)]
+        self._suspects = found - self._suspects
 
     async def _inherit(self, database: _Database, lost: Presence, *, before_us: bool) -> None:
         held = self._dispatch.holds()
@@ -419,6 +477,8 @@ class _Turn:
     schedules: list[Schedule] = field(default_factory=list)
     """The periodic tasks, where one of them may be due."""
     forgetting: bool = False
+    careful: bool = False
+    """Something before it has failed: nothing but these reports."""
     wanted: Wanted = NOTHING
     claimed: list[Claimed] = field(default_factory=list)
     due_in: float | None = None
@@ -474,6 +534,16 @@ class _Database:
         # One server calls it tx_isolation, another one transaction_isolation.
         (row, *_) = await self.connection.query_as_dict("SHOW VARIABLES LIKE 't%_isolation'")
         return f"SET SESSION TRANSACTION ISOLATION LEVEL {str(row['Value']).replace('-', ' ')}"
+
+
+def _some(reports: list[Report], most: int) -> list[Report]:
+    """The first of them, as many as one statement takes."""
+    size = 0
+    for count, report in enumerate(reports[:most]):
+        size += size_of(report)
+        if size > _BATCH_BYTES:
+            return reports[: max(1, count)]
+    return reports[:most]
 
 
 async def prepare(connection: PySQLXEngine, dialect: Dialect) -> None:

@@ -7,6 +7,7 @@ dispatcher died in between, or another one was late) is found by a look at all t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 
 def beyond(claimed: Iterable[Claimed], running: Mapping[str, int]) -> list[Claimed]:
     """Which of the claimed jobs, the most urgent first, are too many. `running`: by key, with the claimed ones."""
-    over = {}
-    jobs = [job for job in claimed if job.limit_key is not None and job.limit_max is not None]
-    for job in jobs:
-        over[job.limit_key] = running.get(str(job.limit_key), 0) - (job.limit_max or 0)
+    jobs = [(job.limit_key, job.limit_max, job) for job in claimed]
+    limited = [(key, most, job) for key, most, job in jobs if key is not None and most is not None]
+    count = Counter(running)
+    count.subtract(key for key, _, _ in limited)
     held = []
-    for job in reversed(jobs):
-        if over[job.limit_key] > 0:
-            over[job.limit_key] -= 1
+    for key, most, job in limited:
+        if count[key] < most:
+            count[key] += 1
+        else:
             held.append(job)
     return held
 
@@ -52,7 +54,7 @@ class Limits:
         self._running = f"{running} (SELECT r.name FROM {keys}) GROUP BY limit_key"
         held = "state = 'available' AND held = 1"
         self._first = (
-            f"SELECT id FROM pysqlx_jobs WHERE limit_key = :name AND {held} "
+            f"SELECT id FROM pysqlx_jobs WHERE limit_key = :name AND {held} AND limit_max > :running "
             f"ORDER BY priority DESC, run_at, id LIMIT :most {dialect.lock}"
         )
         self._held = (
@@ -91,10 +93,11 @@ class Limits:
         running = await self._count(connection, most.keys())
         released = 0
         for key, limit in most.items():
-            room = limit - running.get(key, 0)
-            if room > 0:
-                first = await connection.query_as_dict(self._first, {"name": key, "most": room})
-                released += await self._store.unhold(connection, [row["id"] for row in first])
+            count = running.get(key, 0)
+            # Of jobs with one key some may have another limit: whoever claims them looks at each one's.
+            asked = {"name": key, "running": count, "most": max(1, limit - count)}
+            first = await connection.query_as_dict(self._first, asked)
+            released += await self._store.unhold(connection, [row["id"] for row in first])
         return released
 
     async def release_forgotten(self, connection: PySQLXEngine) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,37 @@ if TYPE_CHECKING:
     from ...pool.aio import AsyncCheckout
     from ...pool.threads import Checkout
 
-held: ContextVar[PySQLXEngine | PySQLXEngineSync | None] = ContextVar("held", default=None)
-"""The connection that the handler which runs here was given."""
+
+class _Loan:
+    def __init__(self, connection: PySQLXEngine | PySQLXEngineSync) -> None:
+        self.connection: PySQLXEngine | PySQLXEngineSync | None = connection
+
+
+_loan: ContextVar[_Loan | None] = ContextVar("loan", default=None)
+
+
+@contextlib.contextmanager
+def lent(connection: PySQLXEngine | PySQLXEngineSync) -> Iterator[None]:
+    """Meanwhile `connection` is the handler's that runs here, and of the tasks that it starts."""
+    loan = _Loan(connection)
+    token = _loan.set(loan)
+    try:
+        yield
+    finally:
+        loan.connection = None  # a task that outlives the handler has none: it is somebody else's soon
+        _loan.reset(token)
+
+
+def lent_here() -> PySQLXEngine | PySQLXEngineSync | None:
+    """The connection that the handler which runs here was given."""
+    loan = _loan.get()
+    return loan.connection if loan is not None else None
 
 
 def _refuse_a_second() -> None:
     """A handler that waits for a second connection while it has one can wait for ever: others do the same, and the
     budget ends."""
-    if held.get() is not None:
+    if lent_here() is not None:
         raise JobError(
             "this handler was given a connection and asks its queue's pool for a second one, for which it could wait "
             "for ever: use the one that it has, or take the pool in place of the connection"

@@ -14,6 +14,7 @@ from ...errors import JobError
 from ..membership import host_identity
 from ..process import start_time
 from .dialects import Dialect
+from .store import CLAIMS
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
@@ -22,7 +23,6 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 LOST_AFTER = 20.0
 """Seconds without one after which a dispatcher counts as dead. On its own host its death is seen at once."""
-_CLAIMS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Presence:
     @property
     def owners(self) -> tuple[int, int]:
         """The first and the last owner that its claims can have."""
-        return self.id * _CLAIMS, (self.id + 1) * _CLAIMS - 1
+        return self.id * CLAIMS, (self.id + 1) * CLAIMS - 1
 
     def is_lost(self, host: str) -> bool:
         """Whether it is gone, as seen from `host`."""

@@ -17,7 +17,7 @@ from .dispatcher import prepare
 from .hints import Hints
 from .life import State
 from .periodic import Schedule, check
-from .pools import QueuePools, held
+from .pools import QueuePools, lent_here
 from .retries import LONGEST, Backoff
 from .schema import migrate
 from .served import served_queue
@@ -190,7 +190,7 @@ class JobQueue:
     async def enqueue(self, jobs: Sequence[NewJob], conn: PySQLXEngine | None = None) -> list[int]:
         """What `Task.enqueue` does, for jobs that are ready."""
         if conn is None:
-            inherited = held.get()
+            inherited = lent_here()
             if isinstance(inherited, PySQLXEngineSync):
                 raise JobError("a plain function enqueues by enqueue_sync()")
             conn = inherited
@@ -202,7 +202,7 @@ class JobQueue:
     def enqueue_sync(self, jobs: Sequence[NewJob], conn: PySQLXEngineSync | None = None) -> list[int]:
         """`enqueue`, for threads."""
         if conn is None:
-            inherited = held.get()
+            inherited = lent_here()
             if isinstance(inherited, PySQLXEngine):
                 raise JobError("a coroutine enqueues by `await` and enqueue()")
             conn = inherited

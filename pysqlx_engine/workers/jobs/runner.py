@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import traceback
@@ -22,7 +23,7 @@ from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, P
 from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
 from .job import Job
-from .pools import QueuePools, held
+from .pools import QueuePools, lent
 from .recycling import Recycling
 from .retries import LONGEST, Cancel, Outcome, Retry, Snooze
 from .store import Claimed, Progress, store_of
@@ -83,6 +84,7 @@ class Runner:
         self._threads = Threads("pysqlx-job")
         self._running: dict[tuple[int, int], _Running] = {}
         self._chance = random.Random()
+        self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -98,7 +100,8 @@ class Runner:
             running = _Running(claimed, task, Job(claimed, self._say_progress))
             self._running[claimed.id, claimed.owner] = running
             self._idle.clear()
-            running.work = self._loop.create_task(self._run(running))
+            # Perhaps it is a handler's end that brings the next job: it is to know nothing of that one.
+            running.work = self._loop.create_task(self._run(running), context=self._context.copy())
 
     def cancel(self, jobs: Iterable[Claimed]) -> None:
         """Somebody does not want these any more."""
@@ -159,13 +162,15 @@ class Runner:
             return await self._call(running, arguments)
         async with pool.connection(timeout=LONGEST) as connection:
             arguments[task.signature.connection] = connection
-            held.set(connection)  # in this task only
             if not task.task_options.transactional:
-                return await self._call(running, arguments)
+                with lent(connection):
+                    return await self._call(running, arguments)
             transaction = _Transaction(connection)
             try:
                 await transaction.begin()
-                report = self._done(running, await self._call(running, arguments))
+                with lent(connection):
+                    returned = await self._call(running, arguments)
+                report = self._done(running, returned)
             except BaseException:
                 await transaction.undo()
                 raise
@@ -221,13 +226,15 @@ class Runner:
             return call()
         with pool.connection(timeout=LONGEST) as connection:
             arguments[task.signature.connection] = connection
-            held.set(connection)  # in this call's context only
             if not task.task_options.transactional:
-                return call()
+                with lent(connection):
+                    return call()
             transaction = _Transaction(asynchronous(connection))
             try:
                 drive(transaction.begin())
-                report = self._done(running, call())
+                with lent(connection):
+                    returned = call()
+                report = self._done(running, returned)
             except BaseException:
                 drive(transaction.undo())
                 raise
@@ -242,12 +249,12 @@ class Runner:
         result = None
         if running.task.task_options.store_result:
             try:
-                result = to_json(returned).decode()
+                result = to_json(returned)
             except PydanticSerializationError as error:
                 raise JobError(f"its result cannot be written as JSON: {error}") from None
             if len(result) > self._max_result:
                 raise JobError(f"its result is {len(result)} bytes of JSON, and {self._max_result} can be stored")
-        return completed(running.claimed, result)
+        return completed(running.claimed, None if result is None else result.decode())
 
     def _verdict(self, running: _Running, error: BaseException) -> Report:
         """The attempt has ended with `error`."""

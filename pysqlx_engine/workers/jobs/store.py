@@ -27,6 +27,8 @@ _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
     "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress",
 )  # fmt: skip
+CLAIMS = 1 << 32
+"""Claims of one dispatcher: an owner is the dispatcher's number, times this, and its claim's."""
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
 """At least one attempt is left."""
 _REVIVED = {
@@ -219,6 +221,7 @@ class Store:
             state="'available'",
             run_at=now,
             max_attempts=_MORE.format("j."),
+            cancel_asked_at="NULL",
         )
         self._unhold = self._changes(ids, "j.id = r.id", held="0")
         back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in _COLUMNS)
@@ -267,6 +270,11 @@ class Store:
         self._forget_errors = f"DELETE FROM pysqlx_job_errors WHERE job_id {old}"
         self._forget = f"DELETE FROM pysqlx_jobs_ended WHERE id {old}"
         self._running = f"SELECT {claimed} FROM pysqlx_jobs WHERE state = 'running' AND owner BETWEEN :first AND :last"
+        self._orphans = (
+            f"SELECT {claimed} FROM pysqlx_jobs WHERE state = 'running' AND NOT EXISTS "
+            "(SELECT d.id FROM pysqlx_job_dispatchers d "
+            f"WHERE owner BETWEEN d.id * {CLAIMS} AND (d.id + 1) * {CLAIMS} - 1) LIMIT :most"
+        )
 
     def _one_by_one(self, rows: str, condition: str) -> str:
         """For all but PostgreSQL: each row's job, found by its id and in no other way. What MySQL and MariaDB look at
@@ -428,6 +436,10 @@ class Store:
         """What runs for the owners from `first` to `last`."""
         rows = await connection.query_as_dict(self._running, {"first": first, "last": last})
         return [Claimed(**row) for row in rows]
+
+    async def orphans(self, connection: PySQLXEngine, most: int) -> list[Claimed]:
+        """What runs for owners of whom there is no dispatcher."""
+        return [Claimed(**row) for row in await connection.query_as_dict(self._orphans, {"most": most})]
 
     async def cancel_asked(self, connection: PySQLXEngine, first: int, last: int) -> list[int]:
         """Which jobs that run for these owners somebody wants to be cancelled."""
