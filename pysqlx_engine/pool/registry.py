@@ -14,6 +14,8 @@ on_first_start: list[Callable[[], None]] = []
 """Called once, in the background thread, when the first pool of this process has started."""
 on_drain: list[Callable[[], None]] = []
 """Whoever sees to the end of what runs here, told of a drain in any thread."""
+on_retire: list[Callable[[], None]] = []
+"""Whoever takes on work here, to be told in any thread to take on no more."""
 _stopping = False
 
 
@@ -36,6 +38,15 @@ def drain() -> None:
             told()
     else:
         refuse_check_outs()
+
+
+def retire() -> bool:
+    """Another process takes over: take on nothing new, and see what there is to its end, however long that takes.
+    False: nobody here does such work."""
+    told = list(on_retire)
+    for tell in told:
+        tell()
+    return bool(told)
 
 
 def refuse_check_outs() -> None:

@@ -30,7 +30,7 @@ from multiprocess import resource_tracker
 from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
-from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, ServedQueue, Serving
+from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
 from .output import Pump, line_prefix
 from .process import CHILD_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
 from .rundir import RunDirectory
@@ -54,6 +54,7 @@ Restart = Literal["never", "on-failure", "always"]
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _DISPATCHERS = 2  # that a run is expected to have: one for each queue that it serves
 _DOUBT = 2.0  # seconds after a worker's death in which a dispatcher that dies may not have seen to its jobs
+_START_WITHIN = 60.0  # seconds for a worker that takes another one's place to serve
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 _OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
 _LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
@@ -176,6 +177,7 @@ class _Child:
     pools: list[PoolStats] | None = None  # its answer to the question that is open
     retired: bool = False  # told to end, because another one takes its place
     kill_at: float | None = None
+    serves: set[str] = field(default_factory=set)  # the sockets of its queues
 
     @property
     def pid(self) -> int:
@@ -405,7 +407,7 @@ class Supervisor:
         )
 
     def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
-        workers = tuple(child.pid for child in self._workers())
+        workers = tuple(child.pid for child in self._workers() if queue.socket in child.serves)
         return DispatcherSpec(
             os.getpid(),
             self._run_id,
@@ -478,7 +480,10 @@ class Supervisor:
             case BootFailure():
                 self._on_boot_failure(child, message)
             case ServedQueue():
+                child.serves.add(message.socket)
                 self._dispatch(message)
+            case Retired():
+                self._on_retired(child)
             case Recycle():
                 self._recycle(child, message.reason)
             case Serving():
@@ -500,6 +505,8 @@ class Supervisor:
         slot = child.slot
         if self._stopping or slot.child is not child or slot.successor is not None or child.retired:
             return
+        if any(other.retired for other in self._workers() if other.slot is slot):
+            return  # the one before it has not ended its last job: it will ask again
         self._say(f"{slot.name} {reason}: another one takes its place")
         if self._coordinator is None and self._plan.coordinator is None:
             self._retire(child)
@@ -509,20 +516,27 @@ class Supervisor:
         except OSError as error:  # that may pass: it will ask again
             self._say(f"{slot.name}: the other one could not be started: {error.strerror or error}")
             return
+        slot.successor.kill_at = time.monotonic() + _START_WITHIN
         self._watch(slot.successor)
 
     def _on_serving(self, child: _Child) -> None:
         slot = child.slot
         if slot.successor is child:
             slot.successor, before, slot.child = None, slot.child, child
+            child.kill_at = None
             if before is not None:
                 self._retire(before)
 
     def _retire(self, child: _Child) -> None:
         child.retired = True
-        child.kill_at = time.monotonic() + self._plan.graceful_timeout
-        child.tell("drain")
-        child.signal(signal.SIGTERM)
+        child.tell("retire")
+
+    def _on_retired(self, child: _Child) -> None:
+        """Its jobs have ended: and now the rest of the script."""
+        if child.retired and not self._stopping:
+            child.kill_at = time.monotonic() + self._plan.graceful_timeout
+            child.tell("drain")
+            child.signal(signal.SIGTERM)
 
     def _on_boot_failure(self, child: _Child, failure: BootFailure) -> None:
         slot = child.slot
@@ -548,12 +562,15 @@ class Supervisor:
         slot = child.slot
         slot.ended_at = time.monotonic()
         if slot.number is not None:
-            self._died_at = time.monotonic()
+            if status:
+                self._died_at = time.monotonic()
             for dispatcher in self._dispatchers.values():
                 if dispatcher.child is not None:
-                    dispatcher.child.tell("died", pid=pid, how=_as_a_reason(status))
+                    dispatcher.child.tell("died", pid=pid, how=_as_a_reason(status), well=status == 0)
         if self._stopping:
             slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
+            if slot.queue is not None and self._workers():  # who still report to it
+                self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
         elif slot.successor is child:
             slot.successor = None
             self._say(f"{slot.name}: the other one {describe_exit(status)} before it served")
@@ -561,6 +578,8 @@ class Supervisor:
             if status:
                 self._say(f"{slot.name} ({pid}) {describe_exit(status)}")
         elif slot.successor is not None or child.retired:
+            if status and not child.retired:
+                self._say(f"{slot.name} ({pid}) {describe_exit(status)}")
             slot.child, slot.successor = slot.successor, None
             if slot.child is None:
                 self._start_child(slot)

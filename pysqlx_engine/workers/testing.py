@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .jobs.dialects import dialect_of
 from .jobs.dispatcher import prepare
@@ -22,6 +22,9 @@ from .jobs.life import State
 from .jobs.queue import JobQueue
 from .jobs.store import store_of
 from .jobs.tasks import Task
+
+if TYPE_CHECKING:
+    from ..engine import PySQLXEngine
 
 __all__ = ["Enqueued", "assert_enqueued", "drain", "enqueued"]
 
@@ -76,13 +79,15 @@ async def assert_enqueued(task: Task[Any, Any], **arguments: Any) -> Enqueued:
 
 async def drain(queue: JobQueue, *, scheduled: bool = False) -> dict[str, int]:
     """Run in this process what is available in the queues that `queue` serves, with all that is enqueued by it, and
-    give how many jobs have ended how, and how many attempts are to be repeated ("retrying").
+    give how many jobs have ended how, and how many are to be tried again later ("retrying"). Paused queues, and jobs of
+    tasks that `queue` does not have, are left alone.
 
     `scheduled`: also what waits for its time, or for its next attempt, until every job has ended.
     """
     async with queue.connection() as connection:
         await prepare(connection, dialect_of(connection))
         begun = await store_of(connection).now(connection)
+        before = await _retrying(connection)
     serving = asyncio.ensure_future(queue.serve(grace=0))
     try:
         while not serving.done() and await _busy(queue, scheduled=scheduled):
@@ -96,17 +101,24 @@ async def drain(queue: JobQueue, *, scheduled: bool = False) -> dict[str, int]:
             # SQLite's clock counts milliseconds.
             {"begun": begun - 1000},
         )
-        (again,) = await connection.query_as_dict("SELECT count(*) AS n FROM pysqlx_jobs WHERE state = 'retrying'")
-    counted = Counter({row["state"]: int(row["n"]) for row in ended}) + Counter(retrying=int(again["n"]))
+        again = await _retrying(connection) - before
+    counted = Counter({row["state"]: int(row["n"]) for row in ended}) + Counter(retrying=len(again))
     await queue.close()
     return dict(counted)
+
+
+async def _retrying(connection: PySQLXEngine) -> set[tuple[int, int]]:
+    """The jobs that are to be tried again, each with the attempts that it has had."""
+    rows = await connection.query_as_dict("SELECT id, attempt FROM pysqlx_jobs WHERE state = 'retrying'")
+    return {(int(row["id"]), int(row["attempt"])) for row in rows}
 
 
 async def _busy(queue: JobQueue, *, scheduled: bool) -> bool:
     """Whether something is left to be run."""
     async with queue.connection() as connection:
-        rows = await connection.query_as_dict("SELECT id, queue, state FROM pysqlx_jobs")
-    left = [row for row in rows if row["queue"] in queue.weights]
+        rows = await connection.query_as_dict("SELECT id, queue, task, state FROM pysqlx_jobs")
+        served = queue.weights.keys() - set(await store_of(connection).paused(connection))
+    left = [row for row in rows if row["queue"] in served and row["task"] in queue.tasks]
     waits = [int(row["id"]) for row in left if row["state"] in (State.SCHEDULED, State.RETRYING)]
     if scheduled and waits:
         await queue.retry(*waits)

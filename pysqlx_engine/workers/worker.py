@@ -3,6 +3,7 @@
 The supervisor speaks over a socket, one JSON object per message:
 
 - `{"op": "drain"}`: the pools hand out no more connections. A TERM follows, which ends the script;
+- `{"op": "retire"}`: no more jobs; when those that run have ended, the worker says `Retired`;
 - `{"op": "stats"}`: answered by `Statistics`.
 
 What the worker says is a `Message`.
@@ -46,7 +47,7 @@ from ..errors import (
     SettingsError,
 )
 from ..pool import PoolStats, registry
-from .jobs.served import Recycle, ServedQueue, Serving, ask_supervisor
+from .jobs.served import Recycle, Retired, ServedQueue, Serving, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
 
 __all__ = [
@@ -90,7 +91,7 @@ class Statistics(msgspec.Struct, tag="statistics", frozen=True):
     pools: list[PoolStats]
 
 
-Message = BootFailure | PoolStarted | Statistics | ServedQueue | Serving | Recycle
+Message = BootFailure | PoolStarted | Statistics | ServedQueue | Serving | Recycle | Retired
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,9 @@ class _Worker:
                 operation = json.loads(message)["op"]
                 if operation == "drain":
                     self._drain()
+                elif operation == "retire":
+                    if not registry.retire():
+                        self._say(Retired())
                 elif operation == "stats":
                     self._say(Statistics([runtime.stats() for runtime in list(registry.running)]))
 

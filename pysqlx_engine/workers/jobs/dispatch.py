@@ -14,6 +14,7 @@ them.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,6 +29,8 @@ LONGEST_IN_HAND = 1.0
 """Seconds that a claimed job may wait for a worker."""
 UNKNOWN_TASK = 60_000_000
 """Microseconds until a job is tried again whose task no worker knows: a deployment may bring one that does."""
+_MANY = 20
+"""Claimed jobs that show what the next ones will be like."""
 _MOST_NOTED = 10_000
 """Jobs of unknown tasks that are remembered, so that each is complained of once."""
 
@@ -66,6 +69,8 @@ class Dispatch:
         """Since when each job is in the hand."""
         self._finished: collections.deque[tuple[float, int, int]] = collections.deque()
         """When, how many were, and how many of those had used a connection."""
+        self._share_with = 1.0
+        """How many of the jobs that were claimed of late use a connection, of one."""
         self._noted: dict[int, None] = {}
         """Jobs of unknown tasks that were complained of, the oldest first."""
         self.unwritten: list[Report] = []
@@ -133,17 +138,22 @@ class Dispatch:
         room = free + ahead - len(self._hand)
         if not any(connects.values()):
             return Wanted(max(0, room))
-        # What needs a connection is claimed as far as there are connections. What needs none need not wait for it.
+        # What needs a connection is claimed as far as there are connections, going by how many of the last ones did.
+        # What needs none need not wait for it.
         waiting = sum(connects.get(job.task, False) for job in self._hand)
         ahead_with = min(MOST_AHEAD, sum(count for _, _, count in self._finished))
         room_with = self._connections - self._connected + ahead_with - waiting
         if room_with > 0:
-            return Wanted(max(0, min(room, room_with)))
+            return Wanted(max(0, min(room, math.ceil(room_with / max(self._share_with, 0.001)))))
         others = frozenset(task for task, uses in connects.items() if not uses)
         return Wanted(max(0, room + waiting), others) if others else NOTHING
 
-    def claimed(self, jobs: Sequence[Claimed], now: float) -> None:
-        """These were claimed, the most urgent first."""
+    def claimed(self, jobs: Sequence[Claimed], now: float, *, of_some: bool = False) -> None:
+        """These were claimed, the most urgent first. `of_some`: of some tasks only."""
+        if jobs and not of_some:
+            connects = self._connects()
+            share = sum(connects.get(job.task, False) for job in jobs) / len(jobs)
+            self._share_with += (share - self._share_with) * min(1.0, len(jobs) / _MANY)
         if self.draining:  # meanwhile
             self.unwritten += [given_back(job) for job in jobs]
             return
@@ -152,13 +162,18 @@ class Dispatch:
             self._hand.sort(key=lambda job: -job.priority)
         self._since.update((job.id, now) for job in jobs)
 
-    def hand_out(self) -> dict[str, list[Claimed]]:
-        """Who gets what now."""
+    def hand_out(self, *, in_lots: bool = False) -> dict[str, list[Claimed]]:
+        """Who gets what now. `in_lots`: only who has half of its slots free. Else, of many short jobs, each that ends
+        would bring a message, and the next one, for ever."""
         given: dict[str, list[Claimed]] = {}
         if self.draining or not self._hand:
             return given
         kept: list[Claimed] = []
-        free = {name: worker for name, worker in self._workers.items() if worker.free > 0}
+        free = {
+            name: worker
+            for name, worker in self._workers.items()
+            if worker.free > 0 and (not in_lots or 2 * worker.free >= worker.slots)
+        }
         known = self._connects()
         for place, job in enumerate(self._hand):
             if not free:

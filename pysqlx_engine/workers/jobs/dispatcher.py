@@ -165,7 +165,7 @@ class Dispatcher:
         self._dispatch.report(worker, reports, time.monotonic())
         for report in reports:
             self._progress.pop(report.attempt.id, None)
-        self._hand_out()
+        self._hand_out(in_lots=True)
         self._wake.set()
 
     def set_progress(self, progress: Progress) -> None:
@@ -285,7 +285,7 @@ class Dispatcher:
         self._turned(turn, now)
         if turn.claimed:
             faults.reached("claimed")
-        self._dispatch.claimed(turn.claimed, time.monotonic())
+        self._dispatch.claimed(turn.claimed, time.monotonic(), of_some=turn.wanted.tasks is not None)
         self._hand_out()
 
     def _next_turn(self, now: float) -> _Turn:
@@ -306,8 +306,8 @@ class Dispatcher:
             turn.forgetting = now >= self._forget_at
         return turn
 
-    def _hand_out(self) -> None:
-        for worker, jobs in self._dispatch.hand_out().items():
+    def _hand_out(self, *, in_lots: bool = False) -> None:
+        for worker, jobs in self._dispatch.hand_out(in_lots=in_lots).items():
             self._workers.send(worker, jobs)
             faults.reached("dispatched")
 

@@ -29,8 +29,9 @@ from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Ru
 logger = logging.getLogger("pysqlx_engine")
 
 MESSAGE_LIMIT = 1 << 16
-_ADOPT_WITHIN = 10.0
-"""Seconds that workers have to tell what they run, when there was a dispatcher before this one."""
+_ADOPT_WITHIN = 30.0
+"""Seconds that workers have to tell what they run, when there was a dispatcher before this one. Those that have died
+are known."""
 _REASON_WITHIN = 0.05
 """Seconds from the end of a worker's stream until it counts as gone, if the supervisor has not said why."""
 
@@ -100,7 +101,7 @@ class _DispatcherProcess:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not serving.done():
-            await self._dispatcher.drain()
+            await asyncio.wait({serving, self._dispatcher.drain()}, return_when=asyncio.FIRST_COMPLETED)
         await serving
         server.close()
         await pools.stop()
@@ -144,14 +145,15 @@ class _DispatcherProcess:
             case Join():
                 peer.name, peer.pid = message.name, message.pid
                 self._by_name[message.name] = channel
+                self._report(channel, message.name, message.reports)  # else it would not have what these are about
                 self._dispatcher.join(message.name, message.slots, message.tasks, message.schedules, message.running)
-                self._report(channel, message.name, message.reports)
                 self._expected.discard(message.pid)
                 self._adopt_if_complete()
             case Reports() if peer.name is not None:
                 self._report(channel, peer.name, message.reports)
             case HowFar():
-                self._dispatcher.set_progress(message.progress)
+                for progress in message.progress:
+                    self._dispatcher.set_progress(progress)
             case Retire() if peer.name is not None:
                 self._dispatcher.retire(peer.name)
 
@@ -189,12 +191,12 @@ class _DispatcherProcess:
             message = json.loads(data)
             if message["op"] == "died":
                 self._ends[message["pid"]] = message["how"]
-                self._on_death(message["pid"])
+                self._on_death(message["pid"], well=message["well"])
 
-    def _on_death(self, pid: int) -> None:
+    def _on_death(self, pid: int, *, well: bool) -> None:
         if pid in self._expected:  # it has not told what it ran
             self._expected.discard(pid)
-            self._workers_died = True
+            self._workers_died = self._workers_died or not well
         self._adopt_if_complete()
         for channel, peer in list(self._peers.items()):
             if peer.pid == pid and not channel.open:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _KNOWN_FOR = 5.0
 """Seconds until the table is asked again who listens."""
+_NOBODY_FOR = 0.2
+"""The same when nobody did, or somebody does not any more: another one may begin to at any moment."""
 _MOST = 16
 """Dispatchers of this host that are told."""
 
@@ -63,15 +65,19 @@ class Hints:
         """Tell everybody on this host, by what `connection` says about who that is."""
         now = time.monotonic()
         if now >= self._ask_at:
-            self._ask_at = now + _KNOWN_FOR
             host = host_identity()
             everybody = await Register(dialect_of(connection)).all(connection)
             self._listeners = [one.hints for one in everybody if one.hints is not None and one.host == host][:_MOST]
+            self._ask_at = now + (_KNOWN_FOR if self._listeners else _NOBODY_FOR)
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         for name in {*self._listeners, *([self.here.name] if self.here is not None else [])}:
-            with suppress(OSError):  # it is gone, or has hints enough
+            try:
                 self._socket.sendto(b"", _address(name))
+            except BlockingIOError:
+                continue  # it has hints enough
+            except OSError:
+                self._ask_at = min(self._ask_at, now + _NOBODY_FOR)
 
 
 def _address(name: str) -> bytes:

@@ -7,13 +7,14 @@ every report that is not known to be written.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
 from typing import TYPE_CHECKING
 
 from .attempts import Report, given_back
-from .runner import LAST_WORDS, Runner
+from .runner import LAST_WORDS, Runner, first_of
 from .served import Serving, ask_supervisor
 from .store import Progress
 from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Run, ToWorker, Written
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pysqlx_engine")
 
+_PROGRESS_EVERY = 0.1
+"""Seconds between two messages of how far the jobs are."""
 _AGAIN = 0.02, 0.2
 """Seconds between two attempts to reach the dispatcher: at first, and growing to the second."""
+
+
+_places = itertools.count()
 
 
 class LinkedWorker:
     def __init__(self, queue: JobQueue, pools: QueuePools, path: str) -> None:
         self._queue = queue
         self._path = path
-        number = os.environ.get("PYSQLX_WORKER_ID", "?")
-        self._name = f"worker {number} ({os.getpid()})"
+        self._name = f"worker {os.environ.get('PYSQLX_WORKER_ID', '?')} ({os.getpid()})"
+        if place := next(_places):  # a process may serve several queues
+            self._name += f" {place + 1}"
         self._runner = Runner(
             self._name,
             queue,
@@ -46,6 +53,8 @@ class LinkedWorker:
         self._kept: dict[tuple[int, int], Report] = {}
         """Reports that are not known to be written, by job and owner."""
         self._unsent: list[Report] = []
+        self._progress: dict[int, Progress] = {}
+        """How far jobs are, where the dispatcher was not told yet."""
         self._retired = False
         self._cut = asyncio.Event()
         self._all_written = asyncio.Event()
@@ -57,6 +66,7 @@ class LinkedWorker:
             await told.stop.wait()
             self._retired = True
             self._say(Retire())
+            await first_of(self._runner.idle, told.end)
             await self._runner.drain(grace, told.hurry)
             self._flush()
             try:
@@ -129,7 +139,14 @@ class LinkedWorker:
             self._unsent = []
 
     def _set_progress(self, progress: Progress) -> None:
-        self._say(HowFar(progress))
+        if not self._progress:
+            asyncio.get_running_loop().call_later(_PROGRESS_EVERY, self._say_progress)
+        self._progress[progress.id] = progress
+
+    def _say_progress(self) -> None:
+        running = {job.id for job in self._runner.running}
+        self._say(HowFar([one for one in self._progress.values() if one.id in running]))
+        self._progress.clear()
 
     def _say(self, message: FromWorker) -> None:
         if self._channel is not None:

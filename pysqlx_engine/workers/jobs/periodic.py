@@ -37,7 +37,7 @@ class Schedule(msgspec.Struct, frozen=True):
     @property
     def unique_key(self) -> str:
         """While one has not ended, none is enqueued: a slow one does not pile up."""
-        return f"periodic:{self.task}"[:255]
+        return f"periodic:{self.task}"
 
 
 def check(cron: str, zone: str) -> None:

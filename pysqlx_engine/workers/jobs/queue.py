@@ -22,8 +22,8 @@ from .retries import LONGEST, Backoff
 from .schema import migrate
 from .served import served_queue
 from .serving import Told, grace_of_the_run, serve, told_by_others
-from .store import NewJob, Store, store_of
-from .tasks import Task, TaskOptions, check_name
+from .store import NewJob, Store, fits_one_statement, store_of
+from .tasks import LONGEST_TASK_NAME, Task, TaskOptions, check_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,7 +142,7 @@ class JobQueue:
             known = getattr(function, "__name__", None) if name is None else name
             if known is None:
                 raise TypeError(f"{function!r} has no name: give it one by name=")
-            check_name("name", known)
+            check_name("name", known, LONGEST_TASK_NAME)
             if known in self.tasks:
                 raise ValueError(f"there is a task {known!r} already: give one of them another name by name=")
             task = Task(self, known, function, settings)
@@ -221,6 +221,10 @@ class JobQueue:
         dialect, store = dialect_of(connection), store_of(connection)
         if not self._prepared and not dialect.migrates_by_itself:
             await prepare(connection, dialect)
+        if not fits_one_statement(jobs) and not connection._in_transaction:
+            await prepare(connection, dialect)
+            async with store.transaction(connection):
+                return await self._insert(connection, jobs)
         try:
             ids = await store.enqueue(connection, jobs)
         except QueryError as error:

@@ -86,8 +86,9 @@ class Runner:
         self._chance = random.Random()
         self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        """Nothing runs."""
+        self.idle.set()
 
     @property
     def running(self) -> list[Claimed]:
@@ -99,7 +100,7 @@ class Runner:
             task = self._tasks[claimed.task]
             running = _Running(claimed, task, Job(claimed, self._say_progress))
             self._running[claimed.id, claimed.owner] = running
-            self._idle.clear()
+            self.idle.clear()
             # Perhaps it is a handler's end that brings the next job: it is to know nothing of that one.
             running.work = self._loop.create_task(self._run(running), context=self._context.copy())
 
@@ -116,14 +117,11 @@ class Runner:
         for running in list(self._running.values()):
             if not running.begun:
                 self._stop(running, "end")
-        ends = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
-        await asyncio.wait(ends, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
+        await first_of(self.idle, hurry, timeout=grace)
         for running in list(self._running.values()):
             self._stop(running, "end")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), _CANCELLED)
+            await asyncio.wait_for(self.idle.wait(), _CANCELLED)
         for running in list(self._running.values()):
             self._over(running, given_back(running.claimed))
         self._threads.stop()
@@ -293,7 +291,7 @@ class Runner:
         if self._running.pop(key, None) is None:
             return  # it was given back already
         if not self._running:
-            self._idle.set()
+            self.idle.set()
         self.recycling.job_ended()
         self._report(report)
 
@@ -347,6 +345,16 @@ class _Transaction:
             logger.warning("Jobs: job %d was taken from this worker: nothing of it is committed", report.attempt.id)
             await self.undo()
         return Report(attempt=report.attempt)
+
+
+async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait for any of them, or for so many seconds."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _forget(work: asyncio.Task[object]) -> None:

@@ -59,7 +59,11 @@ class Recycle(msgspec.Struct, tag="recycle", frozen=True):
     reason: str
 
 
-ask_supervisor: list[Callable[[ServedQueue | Serving | Recycle], None]] = []
+class Retired(msgspec.Struct, tag="retired", frozen=True):
+    """A worker that was told to retire has ended its last job."""
+
+
+ask_supervisor: list[Callable[[ServedQueue | Serving | Recycle | Retired], None]] = []
 """What a worker process of a run has to say it by."""
 
 

@@ -20,8 +20,8 @@ from .dialects import dialect_of
 from .dispatcher import Dispatcher, prepare
 from .hints import Hints, Listener
 from .linked import LinkedWorker
-from .runner import LAST_WORDS, Runner
-from .served import ServedQueue, Serving, ask_supervisor
+from .runner import LAST_WORDS, Runner, first_of
+from .served import Retired, ServedQueue, Serving, ask_supervisor
 
 if TYPE_CHECKING:
     from ...pool import PySQLXEnginePool
@@ -47,7 +47,11 @@ class Told:
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
+        """Begin nothing any more."""
+        self.end = asyncio.Event()
+        """And what runs has the grace time from now on."""
         self.hurry = asyncio.Event()
+        """And now no more of it."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """Where somebody listens; None: nobody does yet."""
 
@@ -56,10 +60,20 @@ class Told:
 
     def drain(self) -> None:
         """Stop, however often it is said."""
+        self._call(self._end)
+
+    def retire(self) -> None:
+        """Stop, when what runs has ended, however long that takes."""
         self._call(self.stop.set)
 
     def _tell(self) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()
+        if self.end.is_set():
+            self.hurry.set()
+        self._end()
+
+    def _end(self) -> None:
+        self.stop.set()
+        self.end.set()
 
     def _call(self, what: Callable[[], object]) -> None:
         if self.loop is None:
@@ -81,10 +95,15 @@ def told_by_others(told: Told) -> Iterator[None]:
     for number in handled:
         loop.add_signal_handler(number, told.tell)
     registry.on_drain.append(told.drain)
+    registry.on_retire.append(told.retire)
     try:
         yield
     finally:
         registry.on_drain.remove(told.drain)
+        registry.on_retire.remove(told.retire)
+        if told.stop.is_set() and not told.end.is_set() and not registry.on_retire:
+            for say in ask_supervisor:
+                say(Retired())
         for number in handled:
             loop.remove_signal_handler(number)
 
@@ -184,7 +203,8 @@ class _Here:
         self.dispatcher.set_progress(progress)
 
     async def drain(self, grace: float, told: Told) -> None:
-        written = asyncio.ensure_future(self.dispatcher.drain())
+        written = self.dispatcher.drain()
+        await first_of(self.runner.idle, told.end)
         await self.runner.drain(grace, told.hurry)
         done, _ = await asyncio.wait({written}, timeout=LAST_WORDS)
         if not done:

@@ -27,6 +27,8 @@ _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
     "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress",
 )  # fmt: skip
+_ENQUEUED_BYTES = 4 << 20
+"""Characters of arguments in one statement, about: MariaDB takes 16 MiB of everything."""
 CLAIMS = 1 << 32
 """Claims of one dispatcher: an owner is the dispatcher's number, times this, and its claim's."""
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
@@ -343,9 +345,14 @@ class Store:
         return int(row["now"])
 
     async def enqueue(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
-        """Give the id of each. One whose key another job has that has not ended is not enqueued: it gets that one's."""
-        if self._mysql:
-            return await self._enqueue_in_mysql(connection, jobs)
+        """Give the id of each. One whose key another job has that has not ended is not enqueued: it gets that one's.
+        More than `fits_one_statement` are several statements."""
+        ids: list[int] = []
+        for part in _parts(jobs):
+            ids += await (self._enqueue_in_mysql if self._mysql else self._enqueue_part)(connection, part)
+        return ids
+
+    async def _enqueue_part(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         ids: dict[int, int] = {}
         left = dict(enumerate(jobs))
         while left:
@@ -512,6 +519,22 @@ def _store(provider: Provider) -> Store:
 def store_of(connection: PySQLXEngine) -> Store:
     """The statements for the kind of database that `connection` is to. Raises JobSchemaError for an unknown one."""
     return _store(dialect_of(connection).provider)
+
+
+def fits_one_statement(jobs: Sequence[NewJob]) -> bool:
+    return len(_parts(jobs)) <= 1
+
+
+def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
+    """As many as a server takes in one statement."""
+    begin = size = 0
+    parts = []
+    for place, job in enumerate(jobs):
+        size += len(job.args)
+        if size > _ENQUEUED_BYTES and place > begin:
+            parts.append(jobs[begin:place])
+            begin, size = place, len(job.args)
+    return [*parts, jobs[begin:]] if parts else [jobs]
 
 
 def _json(rows: Iterable[object]) -> str:

@@ -23,6 +23,8 @@ R = TypeVar("R")
 
 MOST_ATTEMPTS = 1000
 LONGEST_NAME = 255
+LONGEST_TASK_NAME = 240
+"""Keys are made of it."""
 _PRIORITIES = 1_000_000
 
 
@@ -163,7 +165,7 @@ class Enqueuer:
         at = None if said.at is None else round(said.at.timestamp() * 1_000_000)
         limit_key = None
         if options.limit is not None:
-            limit_key = f"task:{task.name}"[:LONGEST_NAME] if said.limit_key is None else said.limit_key
+            limit_key = f"task:{task.name}" if said.limit_key is None else said.limit_key
         jobs = []
         for arguments in many:
             try:
@@ -211,12 +213,12 @@ class Task(Enqueuer, Generic[P, R]):
         return f"<Task {self.name!r}>"
 
 
-def check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str, longest: int = LONGEST_NAME) -> None:
     """Raises ValueError or TypeError for what cannot name a queue, a task or a key."""
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a text, not {name!r}")
-    if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} printable characters, not {name!r}")
+    if not 1 <= len(name) <= longest or not name.isprintable():
+        raise ValueError(f"{what} must have 1 to {longest} printable characters, not {name!r}")
 
 
 def _whole(what: str, value: object, least: int, most: int) -> None:

@@ -43,7 +43,7 @@ class Reports(msgspec.Struct, frozen=True, tag="reports"):
 
 
 class HowFar(msgspec.Struct, frozen=True, tag="progress"):
-    progress: Progress
+    progress: list[Progress]
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
