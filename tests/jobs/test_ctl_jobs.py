@@ -792,7 +792,7 @@ async def test_a_job_is_enqueued_retried_and_held_up_from_outside(database: Data
 )  # fmt: skip
 async def test_the_dispatchers_of_this_host_are_told(database: Database, tmp_path: Path, arguments: list[str]) -> None:
     heard = asyncio.Event()
-    listener = Listener(heard.set)
+    listener = Listener(lambda _: heard.set())
     try:
         async with looking(database) as connection:
             await migrate(connection)

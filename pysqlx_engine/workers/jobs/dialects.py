@@ -35,6 +35,8 @@ class Dialect:
     """Asks whether there is a table `name`."""
     begin: str = "BEGIN"
     """Begins a transaction that is going to write."""
+    begin_lightly: str = "BEGIN"
+    """The same for one whose loss in a crash of the server loses nothing."""
     isolation: str | None = None
     """Has the dispatcher's transactions see what others did while they waited for a lock, whatever the server's
     default is."""
@@ -67,6 +69,7 @@ POSTGRESQL = Dialect(
     lock="FOR UPDATE SKIP LOCKED",
     returning=True,
     partial_indexes=True,
+    begin_lightly="BEGIN; SET LOCAL synchronous_commit = off",
     isolation="SET SESSION default_transaction_isolation = 'read committed'",
     table_exists="SELECT count(*) AS n FROM pg_class WHERE oid = to_regclass(:name)",
     hot_table="WITH (fillfactor=70, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_cost_delay=0)",
@@ -80,6 +83,7 @@ SQLITE = Dialect(
     returning=True,
     partial_indexes=True,
     table_exists="SELECT count(*) AS n FROM sqlite_master WHERE type = 'table' AND name = :name",
+    begin_lightly="BEGIN IMMEDIATE",
     begin="BEGIN IMMEDIATE",  # one that first reads and then writes fails when somebody has written in between
     migrates_by_itself=True,
 )

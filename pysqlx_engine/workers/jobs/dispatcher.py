@@ -42,7 +42,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _AFTER_HINT = (0.005, 0.03, 0.2)
 """Seconds after a hint, or the look before, at which to look again: the transaction that enqueues may not have ended
 when it says so."""
-_BETWEEN_LOOKS = 0.01
+_BETWEEN_LOOKS = 0.03
 """Seconds between two looks at least, however many hints come."""
 _GATHER = 0.02
 """Seconds that a turn waits for more to write while the workers have enough to do: fewer and larger transactions."""
@@ -172,10 +172,12 @@ class Dispatcher:
         self._progress[progress.id] = progress
         self._wake.set()
 
-    def hint(self) -> None:
-        """There may be work, or something that users have asked."""
-        self._look_at = self._looked_at + _BETWEEN_LOOKS
-        self._looks = list(_AFTER_HINT)
+    def hint(self, *, more: bool) -> None:
+        """There are new jobs. `more`: or there will be in a moment, or something else, that users have asked."""
+        self._expect_work()
+        if more:
+            self._look_at = min(self._look_at, self._looked_at + _BETWEEN_LOOKS)
+            self._looks = list(_AFTER_HINT)
         self._wake.set()
 
     def adopt_after(self, seconds: float, *, workers_died: bool) -> None:
@@ -268,7 +270,8 @@ class Dispatcher:
                     # would wait for each other.
                     async with database.store.transaction(database.connection):
                         await self._write(database, turn)
-                async with database.store.transaction(database.connection):
+                # A claim that a server forgets in a crash is one that was not made.
+                async with database.store.transaction(database.connection, durable=turn.has_work):
                     if not turn.freed:
                         await self._write(database, turn)
                     if self._may_claim(turn.wanted):

@@ -106,8 +106,8 @@ class _DispatcherProcess:
         server.close()
         await pools.stop()
 
-    def _hint(self) -> None:
-        self._dispatcher.hint()
+    def _hint(self, more: bool) -> None:
+        self._dispatcher.hint(more=more)
 
     # -- what the dispatcher says ---------------------------------------------------------------------------------
 

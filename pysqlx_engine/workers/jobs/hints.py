@@ -1,7 +1,7 @@
 """Hints: "there is work", told to the dispatchers of this host, so that they need not be polling fast.
 
-A hint is an empty datagram to a socket whose name the dispatcher has put into its row. It says nothing, and may be
-lost, or come from anybody: then somebody looks in vain, or a second later.
+A hint is a datagram to a socket whose name the dispatcher has put into its row. It may be lost, or come from anybody:
+then somebody looks in vain, or a second later.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ _MOST = 16
 """Dispatchers of this host that are told."""
 
 
+_ENQUEUED = b"j"
+"""There are new jobs, committed, and nothing else."""
+
+
 class Listener:
     """Calls `heard` in the running event loop for hints, until it is closed."""
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[bool], None]) -> None:
+        """`heard` is told whether there is more to look for than new jobs."""
         self.name = f"pysqlx-jobs-{secrets.token_hex(8)}"
         self._heard = heard
         self._loop = asyncio.get_running_loop()
@@ -45,10 +50,11 @@ class Listener:
         self._socket.close()
 
     def _read(self) -> None:
+        more = False
         with suppress(BlockingIOError):
             for _ in range(1000):  # many at once are one
-                self._socket.recv(1)
-        self._heard()
+                more |= self._socket.recv(1) != _ENQUEUED
+        self._heard(more)
 
 
 class Hints:
@@ -61,8 +67,10 @@ class Hints:
         self._listeners: list[str] = []
         self._ask_at = 0.0
 
-    async def tell(self, connection: PySQLXEngine) -> None:
-        """Tell everybody on this host, by what `connection` says about who that is."""
+    async def tell(self, connection: PySQLXEngine, *, enqueued: bool = False) -> None:
+        """Tell everybody on this host, by what `connection` says about who that is. `enqueued`: that there are new
+        jobs, and nothing else."""
+        hint = _ENQUEUED if enqueued and not connection._in_transaction else b""
         now = time.monotonic()
         if now >= self._ask_at:
             host = host_identity()
@@ -73,7 +81,7 @@ class Hints:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         for name in {*self._listeners, *([self.here.name] if self.here is not None else [])}:
             try:
-                self._socket.sendto(b"", _address(name))
+                self._socket.sendto(hint, _address(name))
             except BlockingIOError:
                 continue  # it has hints enough
             except OSError:

@@ -214,7 +214,7 @@ class JobQueue:
     async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         """In whatever transaction its user has begun."""
         ids = await self._insert(connection, jobs)
-        await self._hints.tell(connection)
+        await self._hints.tell(connection, enqueued=True)
         return ids
 
     async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
@@ -249,7 +249,7 @@ class JobQueue:
             await prepare(connection, dialect_of(connection))
         async with store_of(connection).transaction(connection):
             ids = await self._insert(connection, jobs)
-        await self._hints.tell(connection)
+        await self._hints.tell(connection, enqueued=True)
         return ids
 
     async def migrate(self) -> int:

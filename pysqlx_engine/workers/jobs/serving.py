@@ -193,8 +193,8 @@ class _Here:
     def written(self, reports: Sequence[Report]) -> None:
         """They were handed over, and nobody has kept them."""
 
-    def _hint(self) -> None:
-        self.dispatcher.hint()
+    def _hint(self, more: bool) -> None:
+        self.dispatcher.hint(more=more)
 
     def _report(self, report: Report) -> None:
         self.dispatcher.report(self._name, [report])

@@ -319,17 +319,18 @@ class Store:
             return [f"{copy} FOR UPDATE", f"DELETE j FROM {ones}"]
         return [copy, f"DELETE FROM pysqlx_jobs WHERE id IN (SELECT j.id FROM {ones})"]
 
-    async def begin(self, connection: PySQLXEngine) -> None:
-        """Begin a transaction that is going to write."""
-        await connection.raw_cmd(self._dialect.begin)
+    async def begin(self, connection: PySQLXEngine, *, durable: bool = True) -> None:
+        """Begin a transaction that is going to write. Not `durable`: nothing is lost with it if the server crashes."""
+        await connection.raw_cmd(self._dialect.begin if durable else self._dialect.begin_lightly)
 
     async def undo(self, connection: PySQLXEngine) -> None:
         with contextlib.suppress(PySQLXError):  # the connection is lost: so is its transaction
             await connection.rollback()
 
     @asynccontextmanager
-    async def transaction(self, connection: PySQLXEngine) -> AsyncIterator[None]:
-        await self.begin(connection)
+    async def transaction(self, connection: PySQLXEngine, *, durable: bool = True) -> AsyncIterator[None]:
+        """See `begin`. Committed at the end, or undone."""
+        await self.begin(connection, durable=durable)
         try:
             yield
             await connection.commit()
