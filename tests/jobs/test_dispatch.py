@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,3 +235,103 @@ def test_a_queue_that_has_nothing_gets_no_part() -> None:
     shares = Shares({"a": 1, "b": 9})
     assert shares.split(10, {"a"}) == {"a": 10}
     assert shares.split(10, set()) == {}
+
+
+def test_no_more_is_claimed_than_there_are_connections_for() -> None:
+    dispatch = Dispatch(connections=3)
+    dispatch.join("a", 50, {"connects": True})
+    assert dispatch.wanted(0) == (3, None)
+    dispatch.claimed([job(number, "connects") for number in range(3)], 0)
+    dispatch.hand_out()
+    assert dispatch.wanted(0).jobs == 0
+    dispatch.report("a", [completed(job(0, "connects"))], 0)
+    assert dispatch.wanted(2 * AHEAD) == (1, None)
+
+
+def test_how_many_are_claimed_goes_by_how_many_of_the_last_ones_used_a_connection() -> None:
+    dispatch = Dispatch(connections=3)
+    dispatch.join("a", 100, TASKS)
+    assert dispatch.wanted(0) == (3, None)
+    dispatch.claimed([job(number, "connects" if number % 10 == 0 else "plain") for number in range(20)], 0)
+    dispatch.hand_out()
+    assert dispatch.wanted(0) == (10, None)  # one connection is left, and one in ten uses one
+    dispatch.claimed([job(100 + number) for number in range(80)], 0)
+    dispatch.hand_out()
+    dispatch.report("a", [completed(job(number, "connects")) for number in (0, 10)], 0)
+    assert dispatch.wanted(2 * AHEAD) == (2, None)
+
+
+def test_what_a_worker_that_comes_again_does_not_have_has_never_reached_it() -> None:
+    dispatch = Dispatch(connections=2)
+    dispatch.join("a", 9, TASKS)
+    dispatch.claimed([job(1), job(2, "connects"), job(3, "connects")], 0)
+    dispatch.hand_out()
+    dispatch.join("a", 9, TASKS, running=[job(2, "connects")])
+    assert dispatch.unwritten == [given_back(job(1)), given_back(job(3, "connects"))]
+    dispatch.claimed([job(4, "connects"), job(5, "connects")], 0)
+    assert ids(dispatch.hand_out()) == {"a": [4]}
+
+
+def test_an_unknown_task_is_complained_of_once() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 1, TASKS)
+    for _ in range(2):
+        dispatch.claimed([job(1, "unknown")], 0)
+        dispatch.hand_out()
+    first, second = dispatch.unwritten
+    assert first.failure is not None
+    assert second.failure is None
+    assert second.postponed == first.postponed
+
+
+def test_what_has_not_begun_of_a_paused_queue_is_given_back() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.claimed([job(1), job(2)], 0)
+    dispatch.give_back_queues({"another"})
+    assert dispatch.unwritten == []
+    dispatch.give_back_queues({"default"})
+    assert dispatch.unwritten == [given_back(job(1)), given_back(job(2))]
+
+
+def test_one_short_job_that_ends_brings_no_message_of_its_own() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 4, TASKS)
+    dispatch.claimed([job(number) for number in range(8)], 0)
+    dispatch.hand_out()
+    dispatch.report("a", [completed(job(0))], 0)
+    assert dispatch.hand_out(in_lots=True) == {}
+    dispatch.report("a", [completed(job(1))], 0)
+    assert ids(dispatch.hand_out(in_lots=True)) == {"a": [4, 5]}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 60), st.floats(0, 1), st.randoms())
+def test_what_is_claimed_finds_its_connection_soon_whatever_the_jobs_are(
+    connections: int, slots: int, share: float, chance: random.Random
+) -> None:
+    """Once it knows the mixture: what waits in the hand is a few jobs, and not all that a worker has room for."""
+    dispatch = Dispatch(connections)
+    dispatch.join("a", slots, TASKS)
+    running: dict[int, Claimed] = {}
+    number = 0
+    for now in range(60):
+        for _ in range(2):
+            wanted = dispatch.wanted(now)
+            tasks = [
+                "connects" if chance.random() < share and wanted.tasks is None else "plain" for _ in range(wanted.jobs)
+            ]
+            dispatch.claimed(
+                [job(number + place, task) for place, task in enumerate(tasks)], now, of_some=wanted.tasks is not None
+            )
+            number += wanted.jobs
+            for jobs in dispatch.hand_out().values():
+                running.update((one.id, one) for one in jobs)
+        assert sum(one.task == "connects" for one in running.values()) <= connections
+        assert len(running) <= slots
+        if now > 30 and share > 0.2:
+            waiting = len(dispatch.holds()) - len(running) - len(dispatch.unwritten)
+            assert waiting <= 3 * connections / share + 5
+        for id_ in chance.sample(sorted(running), len(running) // 2):
+            dispatch.report("a", [completed(running.pop(id_))], now)
+        dispatch.unwritten.clear()
+        dispatch.give_back_old(now)

@@ -14,7 +14,6 @@ them.
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -144,7 +143,7 @@ class Dispatch:
         ahead_with = min(MOST_AHEAD, sum(count for _, _, count in self._finished))
         room_with = self._connections - self._connected + ahead_with - waiting
         if room_with > 0:
-            return Wanted(max(0, min(room, math.ceil(room_with / max(self._share_with, 0.001)))))
+            return Wanted(max(0, min(room, max(1, int(room_with / max(self._share_with, 0.001))))))
         others = frozenset(task for task, uses in connects.items() if not uses)
         return Wanted(max(0, room + waiting), others) if others else NOTHING
 

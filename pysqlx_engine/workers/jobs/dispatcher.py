@@ -44,8 +44,11 @@ _AFTER_HINT = (0.005, 0.03, 0.2)
 when it says so."""
 _BETWEEN_LOOKS = 0.03
 """Seconds between two looks at least, however many hints come."""
-_GATHER = 0.02
-"""Seconds that a turn waits for more to write while the workers have enough to do: fewer and larger transactions."""
+_GATHER = 0.01
+"""Seconds until the next turn while the workers have enough to do, or many jobs come as fast as they are run: fewer and
+larger transactions."""
+_MANY = 50
+"""Jobs of one turn."""
 _BATCH = 2000
 """Rows of one statement."""
 _BATCH_BYTES = 1 << 20
@@ -227,13 +230,13 @@ class Dispatcher:
             now = time.monotonic()
             if now >= self._beat_at or (self._adopt_at is not None and now >= self._adopt_at):
                 await self._beat(database)
-            await self._turn(database)
+            turn = await self._turn(database)
             if self._drained is not None and self._dispatch.idle:
                 assert self._presence is not None
                 await database.register.leave(database.connection, self._presence)
                 self._drained.set_result(None)
                 return
-            if self._dispatch.well_stocked:
+            if self._dispatch.well_stocked or turn.has_emptied:
                 await asyncio.sleep(_GATHER)
             elif not self._dispatch.unwritten and not self._progress:
                 with contextlib.suppress(TimeoutError):
@@ -252,7 +255,7 @@ class Dispatcher:
             moments.append(self._adopt_at)
         return max(0.0, min(moments) - time.monotonic())
 
-    async def _turn(self, database: _Database) -> None:
+    async def _turn(self, database: _Database) -> _Turn:
         """Write, claim and hand out what there is."""
         now = time.monotonic()
         self._dispatch.give_back_old(now)
@@ -265,24 +268,14 @@ class Dispatcher:
             turn.wanted = self._dispatch.wanted(now)
         if turn.has_work or self._may_claim(turn.wanted):
             try:
-                if turn.freed:
-                    # Apart from the claims, which lock limits too: two dispatchers that hold some and wait for more
-                    # would wait for each other.
-                    async with database.store.transaction(database.connection):
-                        await self._write(database, turn)
-                # A claim that a server forgets in a crash is one that was not made.
-                async with database.store.transaction(database.connection, durable=turn.has_work):
-                    if not turn.freed:
-                        await self._write(database, turn)
-                    if self._may_claim(turn.wanted):
-                        turn.claimed = await self._claim(database, turn.wanted)
-                    if turn.looking:
-                        turn.due_in = await database.store.due_in(database.connection)
-            except BaseException:
-                self._dispatch.freed = turn.freed | self._dispatch.freed
-                self._most_written = max(1, len(turn.reports) // 2)
+                await self._transact(database, turn)
+            except PySQLXError:
                 self._failed_alone = self._failed_alone + 1 if len(turn.reports) == 1 else 0
-                raise
+                self._most_written = max(1, len(turn.reports) // 2)
+                if not turn.careful or self._failed_alone < _REFUSALS:
+                    raise
+                turn.reports = [without_texts(turn.reports[0])]
+                await self._transact(database, turn)
             self._pause, self._failed_alone = _FIRST_PAUSE, 0
             self._most_written = min(_BATCH, 2 * self._most_written)
         self._turned(turn, now)
@@ -290,13 +283,31 @@ class Dispatcher:
             faults.reached("claimed")
         self._dispatch.claimed(turn.claimed, time.monotonic(), of_some=turn.wanted.tasks is not None)
         self._hand_out()
+        return turn
+
+    async def _transact(self, database: _Database, turn: _Turn) -> None:
+        try:
+            if turn.freed:
+                # Apart from the claims, which lock limits too: two dispatchers that hold some and wait for more would
+                # wait for each other.
+                async with database.store.transaction(database.connection):
+                    await self._write(database, turn)
+            # A claim that a server forgets in a crash is one that was not made.
+            async with database.store.transaction(database.connection, durable=turn.has_work):
+                if not turn.freed:
+                    await self._write(database, turn)
+                if self._may_claim(turn.wanted):
+                    turn.claimed = await self._claim(database, turn.wanted)
+                if turn.looking:
+                    turn.due_in = await database.store.due_in(database.connection)
+        except BaseException:
+            self._dispatch.freed = turn.freed | self._dispatch.freed
+            raise
 
     def _next_turn(self, now: float) -> _Turn:
         """What the next transaction is for. After one that has failed: some of its reports, and nothing else."""
         reports = _some(self._dispatch.unwritten, self._most_written)
         if self._most_written < _BATCH and reports:
-            if self._failed_alone >= _REFUSALS:
-                reports = [without_texts(reports[0])]
             return _Turn(reports, [], careful=True)
         turn = _Turn(reports, list(self._progress.values())[:_BATCH])
         if len(turn.reports) == len(self._dispatch.unwritten):  # else what has freed a limit may not be among them
@@ -496,6 +507,11 @@ class _Turn:
     @property
     def has_work(self) -> bool:
         return bool(self.reports or self.progress or self.freed or self.looking or self.schedules or self.forgetting)
+
+    @property
+    def has_emptied(self) -> bool:
+        """Whether it was for many jobs, and has left none to be claimed."""
+        return len(self.reports) + len(self.claimed) >= _MANY and len(self.claimed) < self.wanted.jobs
 
     @property
     def waits(self) -> Iterator[float]:

@@ -243,7 +243,7 @@ class JobQueue:
             yield connection
 
     async def _enqueue_alone(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
-        if len(jobs) == 1:
+        if store_of(connection).enqueues_at_once(jobs):
             return await self._enqueue_by(connection, jobs)
         if not self._prepared:
             await prepare(connection, dialect_of(connection))

@@ -39,8 +39,8 @@ _REVIVED = {
 }  # fmt: skip
 
 
-class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job to be enqueued."""
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job to be enqueued. What has its default does not travel: `Store` knows it too."""
 
     queue: str
     task: str
@@ -150,13 +150,14 @@ class Store:
             queue="name", task="name", args="text", priority="integer", max_attempts="integer", delay="integer",
             at="integer", unique_key="name", limit_key="name", limit_max="integer",
         )  # fmt: skip
+        due = "coalesce(r.at, c.now + coalesce(r.delay, 0))"
         self._enqueue = (
             "INSERT INTO pysqlx_jobs "
             "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at, limit_key, "
             "limit_max, held) "
             "SELECT r.queue, r.task, "
-            "CASE WHEN coalesce(r.at, c.now + r.delay) > c.now THEN 'scheduled' ELSE 'available' END, "
-            "r.priority, 0, r.max_attempts, r.args, r.unique_key, c.now, coalesce(r.at, c.now + r.delay), "
+            f"CASE WHEN {due} > c.now THEN 'scheduled' ELSE 'available' END, coalesce(r.priority, 0), 0, "
+            f"coalesce(r.max_attempts, 1), r.args, r.unique_key, c.now, {due}, "
             "r.limit_key, r.limit_max, 0 "
             f"FROM {new}, (SELECT {now} AS now) AS c WHERE true "
             + ("" if self._mysql else f"ON CONFLICT (unique_key) WHERE {HAS_A_KEY} DO NOTHING RETURNING id, unique_key")
@@ -352,6 +353,12 @@ class Store:
         for part in _parts(jobs):
             ids += await (self._enqueue_in_mysql if self._mysql else self._enqueue_part)(connection, part)
         return ids
+
+    def enqueues_at_once(self, jobs: Sequence[NewJob]) -> bool:
+        """Whether `enqueue` is one statement for these, that does all or nothing, and needs no transaction."""
+        if len(jobs) == 1:
+            return True
+        return not self._mysql and fits_one_statement(jobs) and all(job.unique_key is None for job in jobs)
 
     async def _enqueue_part(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         ids: dict[int, int] = {}
