@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pysqlx_engine import PySQLXEngine
-from pysqlx_engine.errors import QueryError
+from pysqlx_engine.errors import PySQLXError
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs import dispatcher
 from pysqlx_engine.workers.jobs.attempts import without_texts
@@ -59,7 +59,7 @@ async def test_a_database_that_refuses_everything_for_a_while_loses_no_result(
     async def transact_and_tell(self: dispatcher.Dispatcher, database: Any, turn: Any) -> None:
         try:
             await transact(self, database, turn)
-        except QueryError:
+        except PySQLXError:
             if turn.reports and turn.reports == [without_texts(turn.reports[0])]:
                 refused_without_texts.set()
             raise

@@ -1,12 +1,14 @@
 """How many jobs with the same limit key run at a time, over all hosts.
 
 What is claimed beyond its limit is held: it is given back, and is not claimed again before one with its key has ended.
-Whoever counts has the key's row locked, so that no two count at once. What is held although there is room (its
+Whoever counts has the key's row locked, so that no two count at once: one of a few rows that are always there, because
+two that make rows for new keys can each wait for what the other one has made. What is held although there is room (its
 dispatcher died in between, or another one was late) is found by a look at all that is held, every few seconds.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ import msgspec
 
 from .attempts import given_back
 from .dialects import Dialect
+from .schema import LIMIT_LOCKS
 from .store import Claimed, Store, rows_of
 
 if TYPE_CHECKING:
@@ -42,14 +45,13 @@ class Limits:
     def __init__(self, dialect: Dialect, store: Store) -> None:
         self._store = store
         keys = dialect.rows(name="name")
-        update = "" if dialect.provider == "sqlite" else "FOR UPDATE"
-        self._lock = (
-            f"SELECT name FROM pysqlx_job_limits WHERE name IN (SELECT r.name FROM {keys}) ORDER BY name {update}"
-        )
-        conflict = "ON DUPLICATE KEY UPDATE name = pysqlx_job_limits.name"
-        if dialect.provider != "mysql":
-            conflict = "ON CONFLICT (name) DO NOTHING"
-        self._make = f"INSERT INTO pysqlx_job_limits (name) SELECT r.name FROM {keys} WHERE true {conflict}"
+        self._lock = None
+        if dialect.provider != "sqlite":  # where one transaction writes at a time
+            numbers = dialect.rows(number="integer")
+            self._lock = (
+                f"SELECT number FROM pysqlx_job_limits WHERE number IN (SELECT r.number FROM {numbers}) "
+                "ORDER BY number FOR UPDATE"
+            )
         running = "SELECT limit_key, count(*) AS n FROM pysqlx_jobs WHERE state = 'running' AND limit_key IN"
         self._running = f"{running} (SELECT r.name FROM {keys}) GROUP BY limit_key"
         held = "state = 'available' AND held = 1"
@@ -80,12 +82,9 @@ class Limits:
 
     async def lock(self, connection: PySQLXEngine, keys: Iterable[str]) -> None:
         """To be called before anything with these keys ends, or is counted."""
-        rows = rows_of("name", sorted(keys))
-        wanted = set(keys)
-        found = await connection.query_as_dict(self._lock, {"rows": rows})
-        if len(found) < len(wanted):
-            await connection.execute(self._make, {"rows": rows})
-            await connection.query_as_dict(self._lock, {"rows": rows})
+        if self._lock is not None:
+            numbers = {zlib.crc32(key.encode()) % LIMIT_LOCKS for key in keys}
+            await connection.query_as_dict(self._lock, {"rows": rows_of("number", sorted(numbers))})
 
     async def release(self, connection: PySQLXEngine, most: Mapping[str, int]) -> int:
         """Let what is held be claimed as far as there is room: of each key as many as `most` may run. The keys are

@@ -5,7 +5,7 @@
     pysqlx_job_errors    what went wrong in each attempt
     pysqlx_job_dispatchers   who claims jobs, and when each of them was seen last
     pysqlx_job_queues    which queues are paused
-    pysqlx_job_limits    a row to lock for each limit
+    pysqlx_job_limits    rows to lock for limits: always the same few
     pysqlx_job_ticks     when each periodic task was enqueued last
     pysqlx_job_schema    which migrations have been applied
 
@@ -24,6 +24,8 @@ from .dialects import Dialect, dialect_of
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
 
+LIMIT_LOCKS = 64
+"""Rows of pysqlx_job_limits. Keys that have the same one wait for each other, for no longer than a transaction."""
 LOCK_TIMEOUT = 60
 """Seconds that a migration waits for another process's, where the server does not do that by itself."""
 _LOCK = 7_099_231_405_177_612
@@ -104,7 +106,7 @@ TABLES = (
         "id {identity},\n    run {name} NOT NULL,\n    host {text} NOT NULL,\n    pid {integer} NOT NULL,\n"
         "    started {integer} NOT NULL,\n    seen_at {integer} NOT NULL,\n    hints {text}",
     ),
-    Table("pysqlx_job_limits", "name {name} NOT NULL PRIMARY KEY"),
+    Table("pysqlx_job_limits", "number {integer} NOT NULL PRIMARY KEY"),
     Table("pysqlx_job_ticks", "name {name} NOT NULL PRIMARY KEY,\n    tick {integer} NOT NULL"),
     Table("pysqlx_job_queues", "name {name} NOT NULL PRIMARY KEY,\n    paused_at {integer}"),
 )
@@ -130,7 +132,10 @@ def creations(dialect: Dialect, table: Table) -> list[str]:
 
 
 def _first(dialect: Dialect) -> list[str]:
-    return [statement for table in TABLES for statement in creations(dialect, table)]
+    tables = [statement for table in TABLES for statement in creations(dialect, table)]
+    numbers = ", ".join(f"({number})" for number in range(LIMIT_LOCKS))
+    insert, otherwise = ("INSERT IGNORE", "") if dialect.provider == "mysql" else ("INSERT", "ON CONFLICT DO NOTHING")
+    return [*tables, f"{insert} INTO pysqlx_job_limits (number) VALUES {numbers} {otherwise}"]
 
 
 MIGRATIONS = (_first,)
@@ -170,7 +175,8 @@ async def migrate(connection: PySQLXEngine) -> int:
                 {"version": number},
             )
     except BaseException:
-        await _unlock(connection, dialect, "ROLLBACK")
+        with contextlib.suppress(PySQLXError):  # the connection is lost: so is what it held
+            await _unlock(connection, dialect, "ROLLBACK")
         raise
     await _unlock(connection, dialect, "COMMIT")
     return VERSION - found
