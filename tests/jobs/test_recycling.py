@@ -54,6 +54,26 @@ def test_the_new_one_runs_jobs_while_the_old_one_finishes_its_own(tmp_path: Path
         run.rest()
 
 
+def test_a_job_may_take_longer_than_the_graceful_timeout_when_its_worker_is_replaced(
+    tmp_path: Path, postgresql_db: Database
+) -> None:
+    arguments = ("-w", "2", "--max-jobs", "10", "--graceful-timeout", "1")
+    with running(tmp_path, postgresql_db, *arguments) as (run, jobs):
+        long = jobs.add("waits", name="go")
+        run.line_with("begun go 1")
+        jobs.ended(*jobs.add("note", 60, text="one"))
+        for _ in range(2):
+            run.line_with("another one takes its place")
+        jobs.ended(*jobs.add("sleeps", seconds=1.5))  # in the new one
+        (tmp_path / "go").touch()
+        (row,) = jobs.ended(*long)
+        assert (row["state"], row["attempt"]) == ("completed", 1)
+        run.send(signal.SIGTERM)
+        lines = run.rest()
+        assert run.wait() == 0
+        assert [line for line in lines if "ended by signal" in line or "has not ended in time" in line] == []
+
+
 def test_a_worker_is_replaced_that_uses_too_much_memory(tmp_path: Path, postgresql_db: Database) -> None:
     with running(tmp_path, postgresql_db, "-w", "2", "--max-memory", "200") as (run, jobs):
         jobs.ended(*jobs.add("grows", mib=300))

@@ -55,6 +55,10 @@ def kills_its_worker(job: Job) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 @queue.task
+async def sleeps(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+@queue.task
 async def queries(conn: PySQLXEngine) -> None:
     await conn.query_as_dict("SELECT pg_sleep(0.02)::text AS slept")
 
@@ -87,6 +91,8 @@ class Jobs:
         def waits_in_thread(name: str) -> None: ...
         @self.queue.task(max_attempts=2)
         def kills_its_worker() -> None: ...
+        @self.queue.task
+        def sleeps(seconds: float) -> None: ...
         @self.queue.task
         def queries() -> None: ...
         @self.queue.task
@@ -197,6 +203,24 @@ def test_a_report_that_the_dispatcher_took_to_its_grave_is_made_again(tmp_path: 
         assert (row["state"], row["attempt"]) == ("completed", 1)
         run.send(signal.SIGTERM)
         run.rest()
+
+
+def test_a_dispatcher_that_dies_while_the_workers_end_is_there_again_for_their_reports(
+    tmp_path: Path, postgresql_db: Database
+) -> None:
+    with running(tmp_path, postgresql_db, "-w", "2") as (run, jobs):
+        (id_,) = jobs.add("waits", name="go")
+        run.line_with("begun go 1")
+        run.send(signal.SIGTERM)
+        run.line_with("returned")  # the other worker, which has nothing to end
+        os.kill(run.pid_titled("pysqlx-run: dispatcher"), signal.SIGKILL)
+        run.line_with("dispatcher was ended by signal 9")
+        (tmp_path / "go").touch()
+        (row,) = jobs.ended(id_)
+        assert (row["state"], row["attempt"]) == ("completed", 1)
+        run.rest()
+        assert run.wait() == 0
+        assert jobs.connection.query_as_dict("SELECT * FROM pysqlx_job_dispatchers") == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])

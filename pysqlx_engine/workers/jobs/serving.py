@@ -92,8 +92,9 @@ def told_by_others(told: Told) -> Iterator[None]:
         handled.append(signal.SIGINT)
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             handled.append(signal.SIGTERM)  # a worker of a run has one, which comes here as INT
+    # In a run the same end is said twice, by a message and by a signal: it is the supervisor who does not wait.
     for number in handled:
-        loop.add_signal_handler(number, told.tell)
+        loop.add_signal_handler(number, told.drain if ask_supervisor else told.tell)
     registry.on_drain.append(told.drain)
     registry.on_retire.append(told.retire)
     try:
