@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -177,7 +178,7 @@ class _Child:
     pools: list[PoolStats] | None = None  # its answer to the question that is open
     retired: bool = False  # told to end, because another one takes its place
     kill_at: float | None = None
-    serves: set[str] = field(default_factory=set)  # the sockets of its queues
+    serves: Counter[str] = field(default_factory=Counter)  # its queues, by their sockets
 
     @property
     def pid(self) -> int:
@@ -407,7 +408,7 @@ class Supervisor:
         )
 
     def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
-        workers = tuple(child.pid for child in self._workers() if queue.socket in child.serves)
+        workers = {child.pid: child.serves[queue.socket] for child in self._workers() if queue.socket in child.serves}
         return DispatcherSpec(
             os.getpid(),
             self._run_id,
@@ -480,7 +481,7 @@ class Supervisor:
             case BootFailure():
                 self._on_boot_failure(child, message)
             case ServedQueue():
-                child.serves.add(message.socket)
+                child.serves[message.socket] += 1
                 self._dispatch(message)
             case Retired():
                 self._on_retired(child)
@@ -583,6 +584,8 @@ class Supervisor:
             slot.child, slot.successor = slot.successor, None
             if slot.child is None:
                 self._start_child(slot)
+            else:
+                slot.child.kill_at = None  # it takes nobody's place any more
         elif slot is self._coordinator and not self._workers_started and status > 0:
             self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
         else:
@@ -644,7 +647,7 @@ class Supervisor:
         self._stdout.hurry()
         self._stderr.hurry()
         for slot in self._all_slots():
-            if slot.restart_at is not None:
+            if slot.restart_at is not None and slot.queue is None:  # whose dispatcher the workers still report to
                 slot.restart_at, slot.failed = None, False  # its next child would have made up for the last
         for child in self._workers():
             child.tell("drain")

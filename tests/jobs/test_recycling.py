@@ -32,13 +32,18 @@ def test_a_worker_is_replaced_after_its_jobs(tmp_path: Path, postgresql_db: Data
 
 
 def test_the_new_one_runs_jobs_while_the_old_one_finishes_its_own(tmp_path: Path, postgresql_db: Database) -> None:
-    with running(tmp_path, postgresql_db, "-w", "2", "--max-jobs", "10") as (run, jobs):
-        long: list[int] = []
-        old: set[str] = set()
-        while len(old) < 2:  # the second worker may be there a moment later
-            long += jobs.add("waits", name="go")
-            old.add(run.line_with("begun go 1").split()[-1])
-        jobs.ended(*jobs.add("note", 30, text="one"))
+    with running(tmp_path, postgresql_db, "-w", "2", "--max-jobs", "20") as (run, jobs):
+        first: list[int] = []
+        here: set[str] = set()
+        while len(here) < 2:  # the second worker may be there a moment later
+            first += jobs.add("waits", name="both are here")
+            here.add(run.line_with("begun both are here 1").split()[-1])
+        (tmp_path / "both are here").touch()
+        jobs.ended(*first)
+        long = jobs.add("waits", 2, name="go")
+        old = {run.line_with("begun go 1").split()[-1] for _ in long}
+        assert len(old) == 2
+        jobs.ended(*jobs.add("sleeps", 60, seconds=0.02))  # so long that both get their part
         for _ in range(2):
             run.line_with("another one takes its place")
         new = jobs.add("waits", name="go now")
@@ -61,7 +66,7 @@ def test_a_job_may_take_longer_than_the_graceful_timeout_when_its_worker_is_repl
     with running(tmp_path, postgresql_db, *arguments) as (run, jobs):
         long = jobs.add("waits", name="go")
         run.line_with("begun go 1")
-        jobs.ended(*jobs.add("note", 60, text="one"))
+        jobs.ended(*jobs.add("sleeps", 60, seconds=0.02))  # so long that both get their part
         for _ in range(2):
             run.line_with("another one takes its place")
         jobs.ended(*jobs.add("sleeps", seconds=1.5))  # in the new one

@@ -39,8 +39,9 @@ class _Worker:
     slots: int
     tasks: Mapping[str, bool]
     """The tasks that it can run, and whether their handlers use connections."""
-    jobs: dict[int, Claimed] = field(default_factory=dict)
-    """What it was given, and has not reported yet."""
+    jobs: dict[tuple[int, int], Claimed] = field(default_factory=dict)
+    """What it was given, and has not reported yet, by job and owner: it may still run what was taken from it, and be
+    given that again."""
 
     @property
     def free(self) -> int:
@@ -87,22 +88,23 @@ class Dispatch:
         before = self._workers.get(name)
         if before is not None:
             has = {(job.id, job.owner) for job in running}
-            for job in list(before.jobs.values()):
+            for key, job in list(before.jobs.items()):
                 self._take(before, job)
-                if (job.id, job.owner) not in has:
+                if key not in has:
                     self.unwritten.append(given_back(job))
         worker = self._workers[name] = _Worker(slots, dict(tasks))
         for job in running:
             self._give(worker, job)
 
-    def leave(self, name: str, reason: str) -> None:
-        """A worker is gone, and with it what it ran: failed attempts, each to be made up for at once."""
+    def leave(self, name: str, reason: str, *, well: bool = False) -> None:
+        """A worker is gone, and with it what it ran: failed attempts, each to be made up for at once. `well`: it had
+        ended all, and what it was given meanwhile has not begun."""
         worker = self._workers.pop(name, None)
         if worker is None:
             return
         for job in list(worker.jobs.values()):
             self._take(worker, job)
-            self.unwritten.append(failed(job, name, reason))
+            self.unwritten.append(given_back(job) if well else failed(job, name, reason))
 
     def retire(self, name: str) -> None:
         """A worker takes no more jobs, and will report those that it has."""
@@ -116,8 +118,8 @@ class Dispatch:
         worker = self._workers.get(name)
         connected = self._connected
         for report in reports:
-            job = worker.jobs.get(report.attempt.id) if worker is not None else None
-            if worker is not None and job is not None and job.owner == report.attempt.owner:
+            job = worker.jobs.get((report.attempt.id, report.attempt.owner)) if worker is not None else None
+            if worker is not None and job is not None:
                 self._take(worker, job)
             if report.ended is not None or report.postponed is not None:
                 self.unwritten.append(report)
@@ -157,7 +159,7 @@ class Dispatch:
             self.unwritten += [given_back(job) for job in jobs]
             return
         self._hand += jobs
-        if any(job.priority != self._hand[0].priority for job in jobs):
+        if len({job.priority for job in self._hand}) > 1:
             self._hand.sort(key=lambda job: -job.priority)
         self._since.update((job.id, now) for job in jobs)
 
@@ -224,7 +226,7 @@ class Dispatch:
         database."""
         found = {(job.id, job.owner) for job in self._hand}
         for worker in self._workers.values():
-            found.update((job.id, job.owner) for job in worker.jobs.values())
+            found.update(worker.jobs)
         found.update((report.attempt.id, report.attempt.owner) for report in self.unwritten)
         return found
 
@@ -232,7 +234,7 @@ class Dispatch:
         """Which of these jobs run where."""
         found: dict[str, list[Claimed]] = {}
         for name, worker in self._workers.items():
-            jobs = [worker.jobs[id_] for id_ in ids if id_ in worker.jobs]
+            jobs = [job for job in worker.jobs.values() if job.id in ids]
             if jobs:
                 found[name] = jobs
         return found
@@ -253,11 +255,11 @@ class Dispatch:
         return connects is not None and (not connects or self._connected < self._connections)
 
     def _give(self, worker: _Worker, job: Claimed) -> None:
-        worker.jobs[job.id] = job
+        worker.jobs[job.id, job.owner] = job
         self._connected += bool(worker.tasks.get(job.task))
 
     def _take(self, worker: _Worker, job: Claimed) -> None:
-        del worker.jobs[job.id]
+        del worker.jobs[job.id, job.owner]
         if job.limit_key is not None and job.limit_max is not None:
             self.freed[job.limit_key] = job.limit_max
         self._connected -= bool(worker.tasks.get(job.task))

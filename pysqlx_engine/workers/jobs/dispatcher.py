@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ...errors import JobSchemaError, PoolError, PySQLXError
+from ...errors import ExecuteError, JobSchemaError, PoolError, PySQLXError, QueryError
 from ..membership import host_identity
 from ..rates import LogBound
 from . import faults
@@ -117,7 +117,9 @@ class Dispatcher:
         self._most_written = self._most_claimed = _BATCH
         """Reports and jobs of one turn: fewer after one that has failed, or was large."""
         self._failed_alone = 0
-        """Turns in a row that have failed with one report only."""
+        """Transactions in a row that have failed with one report only."""
+        self._without_texts = False
+        """The first report is to be written without its texts: with them it costs the connection."""
         self._pause = _FIRST_PAUSE
         self._schedules: dict[str, list[Schedule]] = {}
         """The periodic tasks that each worker has."""
@@ -138,6 +140,8 @@ class Dispatcher:
         """When what ran for the dispatcher before us, and no worker has told of, is made available again."""
         self._log = LogBound()
         self._drained: asyncio.Future[None] | None = None
+        self.appeared = asyncio.Event()
+        """It has a connection, and claims."""
 
     # -- what the workers say -------------------------------------------------------------------------------------
 
@@ -154,8 +158,8 @@ class Dispatcher:
         self._tick_at = 0.0
         self._wake.set()
 
-    def leave(self, worker: str, reason: str) -> None:
-        self._dispatch.leave(worker, reason)
+    def leave(self, worker: str, reason: str, *, well: bool = False) -> None:
+        self._dispatch.leave(worker, reason, well=well)
         self._schedules.pop(worker, None)
         self._wake.set()
 
@@ -179,8 +183,10 @@ class Dispatcher:
         """There are new jobs. `more`: or there will be in a moment, or something else, that users have asked."""
         self._expect_work()
         if more:
-            self._look_at = min(self._look_at, self._looked_at + _BETWEEN_LOOKS)
-            self._looks = list(_AFTER_HINT)
+            again = self._looked_at + _BETWEEN_LOOKS
+            # While many come, no look comes soon after another one.
+            self._looks = list(_AFTER_HINT if again < time.monotonic() else _AFTER_HINT[1:])
+            self._look_at = min(self._look_at, again)
         self._wake.set()
 
     def adopt_after(self, seconds: float, *, workers_died: bool) -> None:
@@ -246,9 +252,9 @@ class Dispatcher:
         """Seconds that there is nothing to do, if nobody says otherwise."""
         if self._may_claim(self._dispatch.wanted(time.monotonic())):
             return 0.0
-        moments = [self._beat_at]
+        moments = [self._beat_at, self._look_at]
         if self._drained is None:
-            moments += [self._look_at, self._forget_at]
+            moments.append(self._forget_at)
             if any(self._schedules.values()):
                 moments.append(self._tick_at)
         if self._adopt_at is not None:
@@ -259,9 +265,7 @@ class Dispatcher:
         """Write, claim and hand out what there is."""
         now = time.monotonic()
         self._dispatch.give_back_old(now)
-        turn = self._next_turn(now)
-        if turn.looking:
-            await self._hear_users(database)
+        turn = await self._next_turn(database, now)
         if turn.looking or turn.hurries:
             self._expect_work()
         if not turn.careful:
@@ -269,14 +273,10 @@ class Dispatcher:
         if turn.has_work or self._may_claim(turn.wanted):
             try:
                 await self._transact(database, turn)
-            except PySQLXError:
-                self._failed_alone = self._failed_alone + 1 if len(turn.reports) == 1 else 0
-                self._most_written = max(1, len(turn.reports) // 2)
-                if not turn.careful or self._failed_alone < _REFUSALS:
+            except (QueryError, ExecuteError):
+                if not await self._refused(database, turn):
                     raise
-                turn.reports = [without_texts(turn.reports[0])]
-                await self._transact(database, turn)
-            self._pause, self._failed_alone = _FIRST_PAUSE, 0
+            self._pause, self._failed_alone, self._without_texts = _FIRST_PAUSE, 0, False
             self._most_written = min(_BATCH, 2 * self._most_written)
         self._turned(turn, now)
         if turn.claimed:
@@ -285,10 +285,36 @@ class Dispatcher:
         self._hand_out()
         return turn
 
+    async def _refused(self, database: _Database, turn: _Turn) -> bool:
+        """The database does not take a statement of this turn: try less. True: it has taken less, just now."""
+        if self._may_claim(turn.wanted):
+            self._most_claimed = max(1, self._most_claimed // 2)
+        self._most_written = max(1, len(turn.reports) // 2)
+        self._failed_alone = self._failed_alone + 1 if turn.careful and len(turn.reports) == 1 else 0
+        if self._failed_alone < _REFUSALS:
+            return False
+        try:
+            await database.store.now(database.connection)
+        except PySQLXError:  # a statement that is too long ends the connection, on some servers
+            self._without_texts = True
+            return False
+        turn.reports = [without_texts(turn.reports[0])]
+        try:
+            await self._transact(database, turn)
+        except PySQLXError as error:
+            first = self._dispatch.unwritten.pop(0)
+            self._dispatch.unwritten.append(first)
+            self._failed_alone = 0
+            logger.warning("Jobs: the database does not take how job %d has ended: %s", first.attempt.id, error)
+            return False
+        return True
+
     async def _transact(self, database: _Database, turn: _Turn) -> None:
+        if turn.frees:
+            turn.freed, self._dispatch.freed = self._dispatch.freed, {}
         try:
             if turn.freed:
-                # Apart from the claims, which lock limits too: two dispatchers that hold some and wait for more would
+                # Apart from what comes then, which locks limits last: two dispatchers that lock in another order would
                 # wait for each other.
                 async with database.store.transaction(database.connection):
                     await self._write(database, turn)
@@ -296,24 +322,32 @@ class Dispatcher:
             async with database.store.transaction(database.connection, durable=turn.has_work):
                 if not turn.freed:
                     await self._write(database, turn)
+                await self._keep_time(database, turn)
                 if self._may_claim(turn.wanted):
                     turn.claimed = await self._claim(database, turn.wanted)
                 if turn.looking:
                     turn.due_in = await database.store.due_in(database.connection)
         except BaseException:
             self._dispatch.freed = turn.freed | self._dispatch.freed
+            self._expect_work()
             raise
 
-    def _next_turn(self, now: float) -> _Turn:
+    async def _next_turn(self, database: _Database, now: float) -> _Turn:
         """What the next transaction is for. After one that has failed: some of its reports, and nothing else."""
-        reports = _some(self._dispatch.unwritten, self._most_written)
-        if self._most_written < _BATCH and reports:
-            return _Turn(reports, [], careful=True)
-        turn = _Turn(reports, list(self._progress.values())[:_BATCH])
-        if len(turn.reports) == len(self._dispatch.unwritten):  # else what has freed a limit may not be among them
-            turn.freed, self._dispatch.freed = self._dispatch.freed, {}
+        if not self._dispatch.unwritten:
+            self._most_written = _BATCH
+        if self._most_written < _BATCH:
+            reports = _some(self._dispatch.unwritten, self._most_written)
+            return _Turn([without_texts(reports[0])] if self._without_texts else reports, careful=True)
+        turn = _Turn(hearing=now >= self._look_at)
+        if turn.hearing:
+            await self._hear_users(database)
+        turn.reports = _some(self._dispatch.unwritten, _BATCH)
+        turn.progress = list(self._progress.values())[:_BATCH]
+        # If these are not all, what has freed a limit may not be among them.
+        turn.frees = bool(self._dispatch.freed) and len(turn.reports) == len(self._dispatch.unwritten)
         if self._drained is None:
-            turn.looking = now >= self._look_at
+            turn.looking = turn.hearing
             if now >= self._tick_at:
                 schedules = {one.task: one for many in self._schedules.values() for one in many}
                 turn.schedules = list(schedules.values())
@@ -326,7 +360,7 @@ class Dispatcher:
             faults.reached("dispatched")
 
     async def _write(self, database: _Database, turn: _Turn) -> None:
-        """What was reported, and what the time has come for."""
+        """What was reported."""
         connection, store, limits = database.connection, database.store, database.limits
         if turn.freed:
             await limits.lock(connection, turn.freed)
@@ -341,9 +375,13 @@ class Dispatcher:
             await store.end(connection, ended)
         if postponed:
             await store.postpone(connection, postponed)
+        if turn.freed and await limits.release(connection, turn.freed):
+            self._expect_work()
+
+    async def _keep_time(self, database: _Database, turn: _Turn) -> None:
+        """What the time has come for."""
+        connection, store = database.connection, database.store
         released = 0
-        if turn.freed:
-            released += await limits.release(connection, turn.freed)
         if turn.looking or turn.hurries:
             turn.released = await store.release(connection, _RELEASED)
             released += turn.released
@@ -363,7 +401,7 @@ class Dispatcher:
         for one in turn.progress:
             if self._progress.get(one.id) is one:
                 del self._progress[one.id]
-        if turn.looking:
+        if turn.hearing:
             self._looked_at = now
             again = self._looks.pop(0) if self._looks else self._poll
             # What is due and was not released is locked by somebody else: it takes some time.
@@ -384,17 +422,20 @@ class Dispatcher:
 
     async def _claim(self, database: _Database, wanted: Wanted) -> list[Claimed]:
         assert self._presence is not None
-        queues = self._maybe[wanted.tasks is None]
         most = min(wanted.jobs, self._most_claimed)
         claimed: list[Claimed] = []
-        while len(claimed) < most and queues - self._paused:
-            for queue, part in self._shares.split(most - len(claimed), queues - self._paused).items():
+        queues = self._maybe[wanted.tasks is None]
+        full = queues - self._paused
+        queues -= full  # a hint that comes meanwhile is of something new
+        while len(claimed) < most and full:
+            for queue, part in self._shares.split(most - len(claimed), full).items():
                 self._claims += 1
                 owner = self._presence.owners[0] + self._claims
                 found = await database.store.claim(database.connection, queue, part, owner, wanted.tasks)
                 if len(found) < part:
-                    queues.discard(queue)
+                    full.discard(queue)
                 claimed += found
+        queues |= full
         large = sum(len(job.args) for job in claimed) > _CLAIMED_BYTES
         self._most_claimed = max(1, most // 2) if large else min(_BATCH, 2 * self._most_claimed)
         # All at once, in one order: two that lock one limit after the other would wait for each other.
@@ -421,6 +462,7 @@ class Dispatcher:
             running = await database.store.running(database.connection, *self._presence.owners)
             self._dispatch.unwritten += [given_back(job) for job in running if (job.id, job.owner) not in held]
         self._doubtful = False
+        self.appeared.set()
         return self._presence
 
     async def _beat(self, database: _Database) -> None:
@@ -428,7 +470,8 @@ class Dispatcher:
         assert self._presence is not None
         now = time.monotonic()
         self._beat_at = now + BEAT
-        if not await database.register.beat(database.connection, self._presence):
+        await database.register.beat(database.connection, self._presence)
+        if self._presence.id not in {one.id for one in await database.register.all(database.connection)}:
             logger.warning("Jobs: this dispatcher was taken for dead: what it had claimed may run twice")
             self._presence = None
             self._dispatch.drop_hand()
@@ -483,10 +526,15 @@ class Dispatcher:
 class _Turn:
     """What one transaction is for, and what came of it."""
 
-    reports: list[Report]
-    progress: list[Progress]
+    reports: list[Report] = field(default_factory=list)
+    progress: list[Progress] = field(default_factory=list)
+    frees: bool = False
+    """Whether something with a limit has ended."""
     freed: dict[str, int] = field(default_factory=dict)
+    hearing: bool = False
+    """Whether it looks for what users have said."""
     looking: bool = False
+    """And for work."""
     released: int = 0
     schedules: list[Schedule] = field(default_factory=list)
     """The periodic tasks, where one of them may be due."""
@@ -506,7 +554,7 @@ class _Turn:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.reports or self.progress or self.freed or self.looking or self.schedules or self.forgetting)
+        return bool(self.reports or self.progress or self.frees or self.looking or self.schedules or self.forgetting)
 
     @property
     def has_emptied(self) -> bool:

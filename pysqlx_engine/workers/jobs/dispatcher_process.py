@@ -53,6 +53,7 @@ class _Peer:
     def __init__(self) -> None:
         self.name: str | None = None
         self.pid = 0
+        self.retired = False
 
 
 class _DispatcherProcess:
@@ -63,9 +64,11 @@ class _DispatcherProcess:
         self._by_name: dict[str, Channel[FromWorker]] = {}
         self._reporters: dict[tuple[int, int], Channel[FromWorker]] = {}
         """Who has reported what is not written yet, by job and owner."""
-        self._ends: dict[int, str] = {}
-        """How processes ended, by what the supervisor says."""
-        self._expected = set(spec.workers)
+        self._ends: dict[int, tuple[str, bool]] = {}
+        """How processes ended, and whether they did so well, by what the supervisor says."""
+        self._expected = dict(spec.workers)
+        """Of which processes how many have not told what they run."""
+        self._told: set[str] = set()
         self._dispatcher: Dispatcher
         self._workers_died = spec.workers_died
 
@@ -147,7 +150,7 @@ class _DispatcherProcess:
                 self._by_name[message.name] = channel
                 self._report(channel, message.name, message.reports)  # else it would not have what these are about
                 self._dispatcher.join(message.name, message.slots, message.tasks, message.schedules, message.running)
-                self._expected.discard(message.pid)
+                self._expect_one_less(message)
                 self._adopt_if_complete()
             case Reports() if peer.name is not None:
                 self._report(channel, peer.name, message.reports)
@@ -155,7 +158,18 @@ class _DispatcherProcess:
                 for progress in message.progress:
                     self._dispatcher.set_progress(progress)
             case Retire() if peer.name is not None:
+                peer.retired = True
                 self._dispatcher.retire(peer.name)
+
+    def _expect_one_less(self, worker: Join) -> None:
+        left = self._expected.get(worker.pid)
+        if left is None or worker.name in self._told:
+            return
+        self._told.add(worker.name)
+        if left > 1:
+            self._expected[worker.pid] = left - 1
+        else:
+            del self._expected[worker.pid]
 
     def _report(self, channel: Channel[FromWorker], worker: str, reports: list[Report]) -> None:
         for report in reports:
@@ -168,6 +182,7 @@ class _DispatcherProcess:
         if peer.name is None or peer.pid in self._ends:
             self._gone(channel)
         else:
+            self._dispatcher.retire(peer.name)  # what it would be given now would be lost
             asyncio.get_running_loop().call_later(_REASON_WITHIN, self._gone, channel)
 
     def _gone(self, channel: Channel[FromWorker]) -> None:
@@ -175,7 +190,8 @@ class _DispatcherProcess:
         if peer is None or peer.name is None or self._by_name.get(peer.name) is not channel:
             return
         del self._by_name[peer.name]
-        self._dispatcher.leave(peer.name, self._ends.get(peer.pid, "its worker has gone, nobody said why"))
+        reason, well = self._ends.get(peer.pid, ("its worker has gone, nobody said why", True))
+        self._dispatcher.leave(peer.name, reason, well=well and peer.retired)
 
     # -- what the supervisor says ---------------------------------------------------------------------------------
 
@@ -190,12 +206,11 @@ class _DispatcherProcess:
                 return
             message = json.loads(data)
             if message["op"] == "died":
-                self._ends[message["pid"]] = message["how"]
+                self._ends[message["pid"]] = message["how"], message["well"]
                 self._on_death(message["pid"], well=message["well"])
 
     def _on_death(self, pid: int, *, well: bool) -> None:
-        if pid in self._expected:  # it has not told what it ran
-            self._expected.discard(pid)
+        if self._expected.pop(pid, None) is not None:  # it has not told what it ran
             self._workers_died = self._workers_died or not well
         self._adopt_if_complete()
         for channel, peer in list(self._peers.items()):

@@ -62,7 +62,7 @@ class Register:
             "INSERT INTO pysqlx_job_dispatchers (run, host, pid, started, seen_at, hints) "
             f"VALUES (:run, :host, :pid, :started, {dialect.now}, :hints)"
         )
-        self._beat = f"UPDATE pysqlx_job_dispatchers SET seen_at = {dialect.now} WHERE id = :id"
+        self._beat = f"UPDATE pysqlx_job_dispatchers SET seen_at = {dialect.now} WHERE run = :run"
         self._all = (
             f"SELECT id, run, host, pid, started, {dialect.now} - seen_at AS unseen, hints FROM pysqlx_job_dispatchers"
         )
@@ -81,9 +81,9 @@ class Register:
             (found,) = await connection.query_as_dict("SELECT last_insert_id() AS id")
         return Presence(id=int(found["id"]), unseen=0, **row)
 
-    async def beat(self, connection: PySQLXEngine, presence: Presence) -> bool:
-        """Show that we are there. False: we were taken for dead, and our jobs are somebody else's."""
-        return await connection.execute(self._beat, {"id": presence.id}) == 1
+    async def beat(self, connection: PySQLXEngine, presence: Presence) -> None:
+        """Show that we are there, and that what was begun for a dispatcher of our run before us is seen to."""
+        await connection.execute(self._beat, {"run": presence.run})
 
     async def all(self, connection: PySQLXEngine) -> list[Presence]:
         return [Presence(**row) for row in await connection.query_as_dict(self._all)]

@@ -22,7 +22,7 @@ from .retries import LONGEST, Backoff
 from .schema import migrate
 from .served import served_queue
 from .serving import Told, grace_of_the_run, serve, told_by_others
-from .store import NewJob, Store, fits_one_statement, store_of
+from .store import NewJob, Store, store_of
 from .tasks import LONGEST_TASK_NAME, Task, TaskOptions, check_name
 
 P = ParamSpec("P")
@@ -221,7 +221,7 @@ class JobQueue:
         dialect, store = dialect_of(connection), store_of(connection)
         if not self._prepared and not dialect.migrates_by_itself:
             await prepare(connection, dialect)
-        if not fits_one_statement(jobs) and not connection._in_transaction:
+        if not store.enqueues_at_once(jobs) and not connection._in_transaction:
             await prepare(connection, dialect)
             async with store.transaction(connection):
                 return await self._insert(connection, jobs)

@@ -41,8 +41,9 @@ class DispatcherSpec:
     run: str
     queue: ServedQueue
     environment: dict[str, str] = field(repr=False)
-    workers: tuple[int, ...]
-    """Processes that may still run what a dispatcher before this one has given them."""
+    workers: Mapping[int, int]
+    """Processes that may still run what a dispatcher before this one has given them, and how many queues that share
+    its socket each of them serves."""
     workers_died: bool
     """Whether others have died that may have run something."""
     restarted: bool

@@ -135,8 +135,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     here = _Here(queue, pools, pool)
     hints.here = here.listener
     serving = asyncio.ensure_future(here.dispatcher.serve())
-    for say in ask_supervisor:
-        say(Serving())
+    telling = asyncio.ensure_future(_tell_supervisor(here.dispatcher))
     try:
         waiting = asyncio.ensure_future(told.stop.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -147,10 +146,17 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
             serving.result()
     finally:
         serving.cancel()
+        telling.cancel()
         hints.here = None
         here.runner.recycling.stop()
         here.listener.close()
         await pools.stop()
+
+
+async def _tell_supervisor(dispatcher: Dispatcher) -> None:
+    await dispatcher.appeared.wait()
+    for say in ask_supervisor:
+        say(Serving())
 
 
 def check_budget(size: int) -> None:

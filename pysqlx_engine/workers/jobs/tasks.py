@@ -172,7 +172,7 @@ class Enqueuer:
                 args = task.signature.encode(arguments)
             except JobArgumentsError as error:
                 raise JobArgumentsError(f"{task.name}: {error}") from None
-            size = len(args.encode())
+            size = len(args) if args.isascii() else len(args.encode())
             if size > task.queue.max_payload:
                 raise JobArgumentsError(
                     f"{task.name}: the arguments are {size} bytes of JSON, and the queue takes up to "
