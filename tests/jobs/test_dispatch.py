@@ -335,3 +335,39 @@ def test_what_is_claimed_finds_its_connection_soon_whatever_the_jobs_are(
             dispatch.report("a", [completed(running.pop(id_))], now)
         dispatch.unwritten.clear()
         dispatch.give_back_old(now)
+
+
+def test_a_worker_may_be_given_again_what_was_taken_from_it_and_still_runs_there() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 5, TASKS)
+    first = job(1, "connects")
+    again = Claimed(1, "default", "connects", 0, 1, 5, "{}", 0, 0, 8)
+    dispatch.claimed([first], 0)
+    dispatch.hand_out()
+    dispatch.claimed([again], 0)
+    assert dispatch.hand_out() == {}  # its connection is still in use
+    dispatch.report("a", [completed(first)], 0)
+    assert dispatch.hand_out() == {"a": [again]}
+    dispatch.report("a", [completed(again)], 0)
+    dispatch.unwritten.clear()
+    assert dispatch.idle
+    dispatch.claimed([job(2, "connects")], 0)
+    assert ids(dispatch.hand_out()) == {"a": [2]}
+
+
+def test_what_was_on_its_way_to_a_worker_that_had_ended_all_has_not_begun() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.join("a", 5, TASKS)
+    dispatch.claimed([job(1)], 0)
+    dispatch.hand_out()
+    dispatch.retire("a")
+    dispatch.leave("a", "it is gone", well=True)
+    assert dispatch.unwritten == [given_back(job(1))]
+
+
+def test_the_most_urgent_of_several_claims_is_first_in_the_hand() -> None:
+    dispatch = Dispatch(connections=1)
+    dispatch.claimed([job(1, priority=5), job(2, priority=1)], 0)
+    dispatch.claimed([job(3, priority=5)], 0)
+    dispatch.join("a", 2, TASKS)
+    assert ids(dispatch.hand_out()) == {"a": [1, 3]}

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from pysqlx_engine import PySQLXEngine
-from pysqlx_engine.errors import PySQLXError
+from pysqlx_engine.errors import PySQLXError, QueryError
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs import dispatcher
 from pysqlx_engine.workers.jobs.attempts import without_texts
 from pysqlx_engine.workers.jobs.presence import Register
-from pysqlx_engine.workers.jobs.store import CLAIMS, store_of
+from pysqlx_engine.workers.jobs.schema import migrate
+from pysqlx_engine.workers.jobs.store import CLAIMS, Claimed, NewJob, Store, store_of
 from tests.servers import Database
 
 from .serving import ended, errors, looking, served
@@ -204,3 +205,71 @@ async def test_dispatchers_that_lock_many_limits_at_once_do_not_wait_for_each_ot
         rows = await ended(database, *ids)
     assert {(row["state"], row["attempt"]) for row in rows} == {("completed", 1)}
     assert said == []
+
+
+async def test_after_a_transaction_that_failed_the_dispatcher_looks_for_work_as_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle one has no transaction that would show that all is well again."""
+    queue = JobQueue(database.uri)
+    failed = asyncio.Event()
+    transact = dispatcher.Dispatcher._transact
+
+    async def transact_once(self: dispatcher.Dispatcher, database: Any, turn: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise QueryError("0", "a deadlock, for instance")
+        await transact(self, database, turn)
+
+    @queue.task
+    async def note() -> None: ...
+
+    async with served(queue):
+        await ended(database, await note.enqueue())
+        monkeypatch.setattr(dispatcher.Dispatcher, "_transact", transact_once)
+        await failed.wait()
+        async with looking(database) as connection, store_of(connection).transaction(connection):
+            # Without a hint: another host's.
+            (id_,) = await store_of(connection).enqueue(connection, [NewJob(queue="default", task="note", args="{}")])
+        await ended(database, id_)
+
+
+async def test_a_hint_that_comes_while_a_claim_is_under_way_is_not_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = JobQueue(database.uri, queues=("default", "other"))
+    monkeypatch.setitem(dispatcher.Dispatcher.__init__.__kwdefaults__, "poll", 3600.0)
+    claim = Store.claim
+    hinted: list[int] = []
+
+    @queue.task
+    async def note() -> None: ...
+
+    async def claim_and_enqueue(self: Store, connection: PySQLXEngine, name: str, *more: Any) -> list[Claimed]:
+        found = await claim(self, connection, name, *more)
+        if found and not hinted and database.provider != "sqlite":
+            hinted.append(await note.enqueue())  # it is told while the answer is on its way
+            await asyncio.sleep(0.05)
+        return found
+
+    async with served(queue):
+        await ended(database, await note.enqueue())
+        monkeypatch.setattr(Store, "claim", claim_and_enqueue)
+        await ended(database, await note.enqueue())
+        if database.provider == "sqlite":  # where nobody else writes meanwhile
+            hinted.append(await note.enqueue())
+        while not hinted:
+            await asyncio.sleep(0.01)
+        await ended(database, *hinted)
+
+
+async def test_a_dispatcher_keeps_the_rows_of_those_before_it_fresh(database: Database) -> None:
+    """While their jobs run with its workers, another host is not to think that nobody sees to them."""
+    async with looking(database) as connection:
+        await migrate(connection)
+        register = Register(store_of(connection)._dialect)
+        before, here, other = [await register.enter(connection, run, None, None) for run in ("one", "one", "other")]
+        await connection.execute("UPDATE pysqlx_job_dispatchers SET seen_at = seen_at - 60000000")
+        await register.beat(connection, here)
+        unseen = {one.id: one.unseen for one in await register.all(connection)}
+    assert max(unseen[before.id], unseen[here.id]) < 30_000_000 < unseen[other.id]
