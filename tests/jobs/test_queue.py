@@ -11,6 +11,9 @@ import pytest
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
 from pysqlx_engine.errors import JobArgumentsError, JobError, JobFailedError, JobSchemaError, RawCmdError
 from pysqlx_engine.workers import Backoff, Cancel, Job, JobQueue, Retry, Snooze
+from pysqlx_engine.workers.jobs.dialects import dialect_of
+from pysqlx_engine.workers.jobs.presence import LOST_AFTER, Register
+from pysqlx_engine.workers.jobs.store import store_of
 from tests.jobs.serving import ended, errors, looking, served, waiting
 from tests.servers import Database
 
@@ -531,11 +534,7 @@ async def test_the_jobs_of_a_process_that_is_gone_are_made_available_at_once(dat
     await queue.migrate()
     lost, last = await note.enqueue(), await note.options(max_attempts=1).enqueue()
     async with looking(database) as connection:
-        from pysqlx_engine.workers.jobs.dialects import dialect_of
-        from pysqlx_engine.workers.jobs.presence import Register
-        from pysqlx_engine.workers.jobs.store import Store
-
-        store, register = Store(dialect_of(connection)), Register(dialect_of(connection))
+        store, register = store_of(connection), Register(dialect_of(connection))
         gone = await register.enter(connection, "another", None, None)
         await connection.execute("UPDATE pysqlx_job_dispatchers SET started = started + 1")
         async with store.transaction(connection):
@@ -546,6 +545,33 @@ async def test_the_jobs_of_a_process_that_is_gone_are_made_available_at_once(dat
     assert "is gone" in (await errors(database, lost))[0]
     async with looking(database) as connection:
         assert await connection.query_as_dict("SELECT * FROM pysqlx_job_dispatchers") == []
+
+
+async def test_the_jobs_of_another_host_are_taken_over_when_it_is_not_heard_any_more(database: Database) -> None:
+    queue = JobQueue(database.uri)
+
+    @queue.task
+    async def note() -> None: ...
+
+    await queue.migrate()
+    ids = await note.enqueue_many([{}] * 2)
+    async with looking(database) as connection:
+        store = store_of(connection)
+        register = Register(dialect_of(connection))
+        for ago in (1.1, 0.5):
+            other = await register.enter(connection, f"run {ago}", None, None)
+            await connection.execute(
+                "UPDATE pysqlx_job_dispatchers SET host = 'elsewhere', seen_at = seen_at - :ago WHERE id = :id",
+                {"ago": round(ago * LOST_AFTER * 1_000_000), "id": other.id},
+            )
+            async with store.transaction(connection):
+                assert len(await store.claim(connection, "default", 1, other.owners[0] + 1)) == 1
+    async with served(queue):
+        (row,) = await ended(database, ids[0])
+    assert (row["state"], row["attempt"]) == ("completed", 2)
+    assert "is gone" in (await errors(database, ids[0]))[0]
+    (left,) = await waiting(database)
+    assert (left["id"], left["state"], left["attempt"]) == (ids[1], "running", 1)
 
 
 async def test_what_has_ended_is_deleted_when_it_is_old_enough(database: Database) -> None:
