@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pysqlx_engine.engine.driving import drive
+from pysqlx_engine.workers.jobs.store import store_of
 from tests.servers import Database
 from tests.workers.runs import finished
 
@@ -77,6 +79,26 @@ def test_a_job_may_take_longer_than_the_graceful_timeout_when_its_worker_is_repl
         lines = run.rest()
         assert run.wait() == 0
         assert [line for line in lines if "ended by signal" in line or "has not ended in time" in line] == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_of_a_worker_that_is_replaced_can_be_cancelled(
+    tmp_path: Path, postgresql_db: Database, workers: int
+) -> None:
+    with running(tmp_path, postgresql_db, "-w", str(workers), "--max-jobs", "10") as (run, jobs):
+        (long,) = jobs.add("waits", name="never")
+        run.line_with("begun never 1")
+        jobs.ended(*jobs.add("sleeps", 60 if workers == 2 else 15, seconds=0.02))
+        for _ in range(workers):
+            run.line_with("another one takes its place")
+        store = store_of(jobs.connection._engine)
+        jobs.connection.begin()
+        assert drive(store.cancel(jobs.connection._engine, [long])) == (0, 1)
+        jobs.connection.commit()
+        (row,) = jobs.ended(long)
+        assert row["state"] == "cancelled"
+        run.send(signal.SIGTERM)
+        run.rest()
 
 
 def test_a_worker_is_replaced_that_uses_too_much_memory(tmp_path: Path, postgresql_db: Database) -> None:

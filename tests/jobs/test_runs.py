@@ -205,16 +205,21 @@ def test_a_report_that_the_dispatcher_took_to_its_grave_is_made_again(tmp_path: 
         run.rest()
 
 
+@pytest.mark.parametrize("killed_first", [False, True])
 def test_a_dispatcher_that_dies_while_the_workers_end_is_there_again_for_their_reports(
-    tmp_path: Path, postgresql_db: Database
+    tmp_path: Path, postgresql_db: Database, killed_first: bool
 ) -> None:
     with running(tmp_path, postgresql_db, "-w", "2") as (run, jobs):
         (id_,) = jobs.add("waits", name="go")
         run.line_with("begun go 1")
-        run.send(signal.SIGTERM)
-        run.line_with("returned")  # the other worker, which has nothing to end
+        if not killed_first:
+            run.send(signal.SIGTERM)
+            run.line_with("returned")  # the other worker, which has nothing to end
         os.kill(run.pid_titled("pysqlx-run: dispatcher"), signal.SIGKILL)
         run.line_with("dispatcher was ended by signal 9")
+        if killed_first:
+            run.send(signal.SIGTERM)  # before it is started again
+            run.line_with("returned")
         (tmp_path / "go").touch()
         (row,) = jobs.ended(id_)
         assert (row["state"], row["attempt"]) == ("completed", 1)
