@@ -304,7 +304,7 @@ class Dispatcher:
         except PySQLXError as error:
             first = self._dispatch.unwritten.pop(0)
             self._dispatch.unwritten.append(first)
-            self._failed_alone = 0
+            self._failed_alone, self._without_texts = 0, False
             logger.warning("Jobs: the database does not take how job %d has ended: %s", first.attempt.id, error)
             return False
         return True

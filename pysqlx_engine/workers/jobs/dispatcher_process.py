@@ -87,7 +87,7 @@ class _DispatcherProcess:
             self,
             connections=max(1, pool.stats().max_size - 1),
             keep=queue.keep,
-            run=self._spec.run,
+            run=f"{self._spec.run}:{os.path.basename(queue.socket)}",  # a run may have several, for other queues
             pid=self._spec.supervisor,
             hints=listener.name,
         )
@@ -182,7 +182,8 @@ class _DispatcherProcess:
         if peer.name is None or peer.pid in self._ends:
             self._gone(channel)
         else:
-            self._dispatcher.retire(peer.name)  # what it would be given now would be lost
+            if self._by_name.get(peer.name) is channel:
+                self._dispatcher.retire(peer.name)  # what it would be given now would be lost
             asyncio.get_running_loop().call_later(_REASON_WITHIN, self._gone, channel)
 
     def _gone(self, channel: Channel[FromWorker]) -> None:
