@@ -471,7 +471,8 @@ class Dispatcher:
         now = time.monotonic()
         self._beat_at = now + BEAT
         await database.register.beat(database.connection, self._presence)
-        if self._presence.id not in {one.id for one in await database.register.all(database.connection)}:
+        everybody = await database.register.all(database.connection)
+        if self._presence.id not in {one.id for one in everybody}:
             logger.warning("Jobs: this dispatcher was taken for dead: what it had claimed may run twice")
             self._presence = None
             self._dispatch.drop_hand()
@@ -480,7 +481,7 @@ class Dispatcher:
         if adopting:
             self._adopt_at = None
         host = host_identity()
-        for other in await database.register.all(database.connection):
+        for other in everybody:
             if other.id == here.id:
                 continue
             before_us = other.run == self._run

@@ -197,7 +197,7 @@ class JobQueue:
         if conn is not None:
             return await self._enqueue_by(conn, jobs)
         async with self.connection() as connection:
-            return await self._enqueue_alone(connection, jobs)
+            return await self._enqueue_by(connection, jobs)
 
     def enqueue_sync(self, jobs: Sequence[NewJob], conn: PySQLXEngineSync | None = None) -> list[int]:
         """`enqueue`, for threads."""
@@ -209,20 +209,20 @@ class JobQueue:
         if conn is not None:
             return drive(self._enqueue_by(asynchronous(conn), jobs))
         with self._pools.for_threads().connection() as connection:
-            return drive(self._enqueue_alone(asynchronous(connection), jobs))
+            return drive(self._enqueue_by(asynchronous(connection), jobs))
 
     async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
-        """In whatever transaction its user has begun."""
+        """In whatever transaction its user has begun, else all or none."""
         ids = await self._insert(connection, jobs)
         await self._hints.tell(connection, enqueued=True)
         return ids
 
     async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         dialect, store = dialect_of(connection), store_of(connection)
-        if not self._prepared and not dialect.migrates_by_itself:
+        begins = not store.enqueues_at_once(jobs) and not connection._in_transaction
+        if not self._prepared and (begins or not dialect.migrates_by_itself):
             await prepare(connection, dialect)
-        if not store.enqueues_at_once(jobs) and not connection._in_transaction:
-            await prepare(connection, dialect)
+        if begins:
             async with store.transaction(connection):
                 return await self._insert(connection, jobs)
         try:
@@ -241,16 +241,6 @@ class JobQueue:
         """A connection of the queue's pool in this event loop."""
         async with (await self._pools.for_tasks()).connection() as connection:
             yield connection
-
-    async def _enqueue_alone(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
-        if store_of(connection).enqueues_at_once(jobs):
-            return await self._enqueue_by(connection, jobs)
-        if not self._prepared:
-            await prepare(connection, dialect_of(connection))
-        async with store_of(connection).transaction(connection):
-            ids = await self._insert(connection, jobs)
-        await self._hints.tell(connection, enqueued=True)
-        return ids
 
     async def migrate(self) -> int:
         """Bring the job tables to this version, and give the number of migrations that it took. Raises
