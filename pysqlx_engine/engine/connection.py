@@ -243,10 +243,15 @@ class PySQLXEngine:
             raise ConnectError(FORKED, FORKED_MESSAGE)
         self._in_flight, self._dirty, self._tainted, self._failed = [], False, False, False
         self._in_transaction = False
+        call = DriverCall(pysqlx_core.new(uri=uri.driver_uri))
         try:
-            self._raw = await DriverCall(pysqlx_core.new(uri=uri.driver_uri))
+            self._in_flight.append(call)
+            self._raw = await call
         except pysqlx_core.PySQLxError as error:
             raise _connect_error(uri, error) from None
+        finally:
+            if not call.running:
+                self._in_flight.clear()
 
     def _connection(self) -> pysqlx_core.Connection:
         if self._raw is None:

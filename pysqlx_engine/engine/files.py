@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import time
+from weakref import WeakSet
 
 LOOK = (0.001, 0.05)
 """Seconds between two looks at the descriptors: at first, and growing to the second."""
@@ -32,28 +33,29 @@ class SqliteFile:
         self._inode = inode
         self.path = ""
         """Where it was last seen: it may be moved, and its number is given again when it is deleted."""
-        self._sessions = 0
+        self._sessions: WeakSet[object] = WeakSet()
+        """Those that are open. One whose pool was lost with its event loop is closed by nobody, and goes all the same."""
         self._closing = 0
         self._foreign = 0
         """Descriptors that belong to nobody we know."""
 
-    def opened(self) -> None:
-        self._sessions += 1
+    def opened(self, session: object) -> None:
+        self._sessions.add(session)
         if not self._closing:
-            self._foreign = max(0, _descriptors(self._inode) - self._sessions)
+            self._foreign = max(0, _descriptors(self._inode) - len(self._sessions))
 
-    async def closed(self) -> bool:
+    async def closed(self, session: object) -> bool:
         """A connection was closed: wait until its descriptor is. False when that was not seen within `TIMEOUT`."""
-        self._sessions -= 1
+        self._sessions.discard(session)
         if os.path.exists(f"{self.path}-shm"):  # it is there while somebody uses the file in WAL mode
             return True
         self._closing += 1
         deadline = time.monotonic() + TIMEOUT
         pause, most = LOOK
         try:
-            while (open_ := _descriptors(self._inode)) > self._sessions + self._foreign:
+            while (open_ := _descriptors(self._inode)) > len(self._sessions) + self._foreign:
                 if time.monotonic() > deadline:
-                    self._foreign = open_ - self._sessions
+                    self._foreign = open_ - len(self._sessions)
                     return False
                 await asyncio.sleep(pause)
                 pause = min(most, pause * 1.5)

@@ -134,7 +134,7 @@ class ServerSession:
         """Whether the database works in this process."""
         self._file = file
         if file is not None:
-            file.opened()
+            file.opened(self)
         self._inherited = False
         self._socket = own_socket
         self._behind_proxy = behind_proxy
@@ -157,7 +157,7 @@ class ServerSession:
         if self._inherited:
             return False
         if self.in_process:
-            return await self._file.closed() if self._file is not None else True
+            return await self._file.closed(self) if self._file is not None else True
         if self._socket is None:
             await asyncio.sleep(UNCONFIRMED_CLOSE)
             return False

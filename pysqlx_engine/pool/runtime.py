@@ -370,7 +370,7 @@ class PoolRuntime:
         else:
             # Said once for each time the server is lost; what `start` cannot open it raises itself.
             level = logging.WARNING if self._monitor is not None and failure.first else logging.DEBUG
-            logger.log(level, "Pool: %s could not open a connection: %s", name, error or repr(error))
+            logger.log(level, "Pool: %s could not open a connection: %s", name, str(error) or repr(error))
         if failure.retry_in is not None:
             background().call_later(failure.retry_in, self._try_again)
         if failure.lost:

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
-from ..engine.session import UNCONFIRMED_CLOSE, open_session
+from ..engine.files import sqlite_file
+from ..engine.session import UNCONFIRMED_CLOSE, ServerSession, open_session
 from ..engine.uri import DatabaseURI, parse_uri, with_option
 from ..errors import ConnectError, PoolError, PySQLXError, RawCmdError
 from .budget import Lease, OrphanedSession
@@ -143,8 +144,7 @@ class Upkeep:
             if engine is not None:
                 await engine.close()
                 if not isinstance(error, ConnectError):
-                    # There may be a session that we do not know: it could not tell us who it is.
-                    await asyncio.sleep(UNCONFIRMED_CLOSE)
+                    await self._end_unknown(engine, lambda: given_up(error))
             raise
         now = time.monotonic()
         self._names += 1
@@ -162,6 +162,17 @@ class Upkeep:
             await self.drop(conn)
             raise
         return conn
+
+    async def _end_unknown(self, engine: PySQLXEngine, given_up: Callable[[], None]) -> None:
+        """Wait until no session is left of an attempt that ended before it could tell which session it made."""
+        if engine._provider != "sqlite":
+            await asyncio.sleep(UNCONFIRMED_CLOSE)
+            return
+        if engine._calls:
+            given_up()
+        await driver_is_done(engine)
+        unknown = ServerSession(None, None, in_process=True, file=sqlite_file(engine._parsed.path))
+        await unknown.closed_by_server(busy=False)
 
     async def drop(self, conn: ConnInfo) -> None:
         """Close `conn`; returns when the server has let go of it, as far as that can be seen."""
@@ -224,7 +235,7 @@ class Upkeep:
                 async with asyncio.timeout(TEST_TIMEOUT):
                     await self._round_trip(conn)
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is of no use
-            logger.debug("Pool: %s is not alive: %s", conn, error or repr(error))
+            logger.debug("Pool: %s is not alive: %s", conn, str(error) or repr(error))
             return False
         return not engine._calls
 

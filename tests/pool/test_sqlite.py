@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 
 from pysqlx_engine import PySQLXEnginePool, PySQLXEnginePoolSync
 from pysqlx_engine.engine.files import sqlite_file
+from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.errors import SettingsError
 from tests.servers import Database
 
@@ -61,12 +66,29 @@ async def test_a_file_is_looked_at_where_it_is_now(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(now)
     assert sqlite_file(str(tmp_path / "link")) is file
     with contextlib.closing(sqlite3.connect(now)) as stays, contextlib.closing(sqlite3.connect(now)) as goes:
-        for connection in (stays, goes):
-            file.opened()
+        sessions = {connection: ServerSession(None, None, in_process=True, file=file) for connection in (stays, goes)}
+        for connection in sessions:
             connection.execute("PRAGMA journal_mode = wal").fetchall()
         stays.execute("SELECT * FROM sqlite_master").fetchall()
         goes.close()
-        assert await file.closed(), "in WAL mode its descriptor stays, and is not waited for"
+        assert await sessions[goes].closed_by_server(busy=False), (
+            "in WAL mode its descriptor stays, and is not waited for"
+        )
+
+
+async def test_connections_that_were_lost_with_their_loop_keep_no_place(sqlite_db: Database) -> None:
+    """Nobody closes them, so nobody says that they are closed."""
+    pool = PySQLXEnginePool(sqlite_db.uri, min_size=1, max_size=1)
+    lost = asyncio.new_event_loop()
+    await asyncio.to_thread(lost.run_until_complete, pool.start())
+    file = sqlite_file(sqlite_db.uri.removeprefix("sqlite:"))
+    assert file is not None
+    assert len(file._sessions) == 1
+    lost.close()
+    del pool
+    while file._sessions:
+        gc.collect()
+        await asyncio.sleep(0.001)
 
 
 def test_a_wal_setting_that_is_no_switch_is_refused(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +151,36 @@ def test_busy_writers_wait_without_freezing_other_threads(sqlite_db: Database) -
             assert conn.query_as_dict("SELECT count(*) AS n FROM t") == [{"n": writers}]
     assert elapsed >= writers * hold, "one writer at a time"
     assert max(gaps) < hold, "a frozen thread would have stood still for as long as a writer holds the lock"
+
+
+SLOW_OPEN = """
+import asyncio, sys
+from pysqlx_engine import PySQLXEngine, PySQLXEnginePool
+from pysqlx_engine.pool import upkeep
+
+upkeep.OPEN_TIMEOUT, upkeep.UNCONFIRMED_CLOSE = 0.02, 0.01
+uri, busy_with = sys.argv[1:]
+
+async def main():
+    async with PySQLXEngine("sqlite::memory:") as other, PySQLXEnginePool(uri, min_size=0, max_size=1) as pool:
+        keeps_the_only_thread = asyncio.create_task(other.query(busy_with))
+        user = asyncio.create_task(pool.connection(timeout=60).__aenter__())
+        while not pool.stats().open_errors:
+            await asyncio.sleep(0.001)
+        upkeep.OPEN_TIMEOUT = 60
+        assert not keeps_the_only_thread.done()
+        await keeps_the_only_thread
+        print("attempts meanwhile:", pool.stats().open_errors, "and", pool.stats().opening)
+        await user
+
+asyncio.run(main())
+"""
+
+
+def test_an_open_that_takes_too_long_is_over_before_the_next(sqlite_db: Database, tmp_path: Path) -> None:
+    """The driver goes on with what the pool has given up, and opens the file all the same."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_OPEN, sqlite_db.uri, sqlite_db.sleep_sql(1.0)],
+        env={**os.environ, "TOKIO_WORKER_THREADS": "1"}, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "attempts meanwhile: 1 and 0\n"), done.stderr
