@@ -34,7 +34,7 @@ class SqliteFile:
         self.path = ""
         """Where it was last seen: it may be moved, and its number is given again when it is deleted."""
         self._sessions: WeakSet[object] = WeakSet()
-        """Those that are open. One whose pool was lost with its event loop is closed by nobody, and goes all the same."""
+        """Those that are open. One whose pool was lost with its event loop is closed by nobody, and goes by itself."""
         self._closing = 0
         self._foreign = 0
         """Descriptors that belong to nobody we know."""

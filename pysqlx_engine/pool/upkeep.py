@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import time
@@ -144,7 +145,7 @@ class Upkeep:
             if engine is not None:
                 await engine.close()
                 if not isinstance(error, ConnectError):
-                    await self._end_unknown(engine, lambda: given_up(error))
+                    await self._end_unknown(engine, functools.partial(given_up, error))
             raise
         now = time.monotonic()
         self._names += 1

@@ -57,7 +57,7 @@ def dispatcher_main(
     spec: DispatcherSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None
 ) -> None:
     """The whole life of a dispatcher of jobs."""
-    become_child("pysqlx-run: dispatcher", spec.supervisor, stdout, stderr)
+    become_child(f"pysqlx-run: {spec.name}", spec.supervisor, stdout, stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(spec.environment)
     from .jobs import dispatcher_process  # asyncio and the driver, which the supervisor does not need

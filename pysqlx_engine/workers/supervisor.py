@@ -410,6 +410,7 @@ class Supervisor:
     def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
         workers = {child.pid: child.serves[queue.socket] for child in self._workers() if queue.socket in child.serves}
         return DispatcherSpec(
+            slot.name,
             os.getpid(),
             self._run_id,
             queue,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
 from pysqlx_engine.errors import JobArgumentsError, JobError, JobFailedError, JobSchemaError, RawCmdError
 from pysqlx_engine.workers import Backoff, Cancel, Job, JobQueue, Retry, Snooze
+from pysqlx_engine.workers.jobs import serving
 from pysqlx_engine.workers.jobs.dialects import dialect_of
-from pysqlx_engine.workers.jobs.presence import LOST_AFTER, Register
+from pysqlx_engine.workers.jobs.presence import LOST_AFTER, Presence, Register
+from pysqlx_engine.workers.jobs.served import Serving
 from pysqlx_engine.workers.jobs.store import store_of
 from tests.jobs.serving import ended, errors, looking, served, waiting
 from tests.servers import Database
@@ -446,6 +449,44 @@ async def test_a_budget_of_one_and_a_database_without_tables_are_refused(postgre
     with pytest.raises(JobSchemaError, match="there are no job tables"):
         await note.enqueue()
     await queue.close()
+
+
+async def test_who_is_told_to_stop_before_it_could_begin_says_at_once_why_it_could_not(
+    postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "LAST_WORDS", 3600.0)
+    queue = JobQueue(postgresql_db.uri)
+    trying = asyncio.create_task(queue.serve(grace=0.0))
+    await asyncio.sleep(0)
+    queue.stop()
+    with pytest.raises(JobSchemaError, match="jobs migrate"):
+        await trying
+
+
+async def test_a_supervisor_is_told_that_a_queue_is_served_when_it_claims_and_not_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the worker whose place it takes stops claiming."""
+    queue = JobQueue(database.uri)
+    await queue.migrate()
+    said: asyncio.Queue[object] = asyncio.Queue()
+    goes_on = asyncio.Event()
+    enter = Register.enter
+
+    async def enter_later(self: Register, *arguments: Any) -> Presence:
+        await goes_on.wait()
+        return await enter(self, *arguments)
+
+    monkeypatch.setattr(Register, "enter", enter_later)
+    monkeypatch.setattr(serving, "ask_supervisor", [said.put_nowait])
+    async with served(queue):
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert said.empty()
+        goes_on.set()
+        assert isinstance(await said.get(), Serving)
+        async with looking(database) as connection:
+            assert await Register(dialect_of(connection)).all(connection)
 
 
 async def test_tables_of_a_newer_version_are_refused(database: Database) -> None:

@@ -53,6 +53,7 @@ async def test_a_database_that_refuses_everything_for_a_while_loses_no_result(
     sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(dispatcher, "_REFUSED_FOR", 0.1)
     queue = JobQueue(sqlite_db.uri)
     refused_without_texts = asyncio.Event()
     transact = dispatcher.Dispatcher._transact
@@ -273,3 +274,31 @@ async def test_a_dispatcher_keeps_the_rows_of_those_before_it_fresh(database: Da
         await register.beat(connection, here)
         unseen = {one.id: one.unseen for one in await register.all(connection)}
     assert max(unseen[before.id], unseen[here.id]) < 30_000_000 < unseen[other.id]
+
+
+async def test_a_report_that_costs_the_connection_even_without_its_result_holds_up_no_other(
+    postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(dispatcher, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(dispatcher, "_REFUSED_FOR", 0.5)
+    queue = JobQueue(postgresql_db.uri)
+
+    @queue.task(store_result=True)
+    async def result() -> str:
+        return "good"
+
+    await queue.migrate()
+    ids = await result.enqueue_many([{}] * MANY)
+    async with looking(postgresql_db) as connection:
+        await connection.raw_cmd(
+            "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.id = {ids[7]} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$;"
+            "CREATE TRIGGER cuts BEFORE INSERT ON pysqlx_jobs_ended FOR EACH ROW EXECUTE FUNCTION cut()"
+        )
+        async with served(queue):
+            rows = await ended(postgresql_db, *ids[:7], *ids[8:])
+            assert {(row["state"], row["result"]) for row in rows} == {("completed", '"good"')}
+            await connection.raw_cmd("DROP TRIGGER cuts ON pysqlx_jobs_ended")
+            (row,) = await ended(postgresql_db, ids[7])
+    assert row["state"] == "completed"

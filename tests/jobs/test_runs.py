@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,8 +98,9 @@ class Jobs:
         @self.queue.task
         def grows(mib: int) -> None: ...
 
-    def add(self, task: str, times: int = 1, **arguments: object) -> list[int]:
-        return self.queue.tasks[task].enqueue_many_sync([arguments] * times, conn=self.connection)
+    def add(self, task: str, times: int = 1, queue: str = "default", **arguments: object) -> list[int]:
+        to_queue = self.queue.tasks[task].options(queue=queue)
+        return to_queue.enqueue_many_sync([arguments] * times, conn=self.connection)
 
     def ended(self, *ids: int) -> list[dict[str, object]]:
         """Their rows, as soon as all have ended."""
@@ -120,10 +121,16 @@ class Jobs:
 
 @contextmanager
 def running(
-    directory: Path, database: Database, *arguments: str, script: bool = False, **environment: str
+    directory: Path,
+    database: Database,
+    *arguments: str,
+    script: bool = False,
+    command: Sequence[str] = COMMAND,
+    text: str = SCRIPT,
+    **environment: str,
 ) -> Iterator[tuple[Run, Jobs]]:
-    (directory / "worker.py").write_text(SCRIPT)
-    command = [sys.executable] if script else COMMAND
+    (directory / "worker.py").write_text(text)
+    command = [sys.executable] if script else command
     jobs = Jobs(database)
     with started(directory, *arguments, "worker.py", command=command, PYSQLX_URI=database.uri, **environment) as run:
         yield run, jobs
@@ -276,6 +283,41 @@ def test_the_dispatcher_and_every_job_stay_within_the_budget(tmp_path: Path, pos
         assert most == 4
         run.send(signal.SIGTERM)
         run.rest()
+
+
+TWO_QUEUES = SCRIPT.replace(
+    "    queue.run()",
+    """
+    other = JobQueue(queues=("other",), concurrency=5)
+    for task in (note, waits):
+        other.task(queue="other", max_attempts=3)(task.function)
+
+    async def both():
+        await asyncio.gather(queue.serve(), other.serve())
+
+    asyncio.run(both())""",
+)
+
+
+def test_two_queues_of_a_run_have_a_dispatcher_each_and_neither_takes_the_others_place(
+    tmp_path: Path, postgresql_db: Database
+) -> None:
+    with running(tmp_path, postgresql_db, "-w", "2", text=TWO_QUEUES) as (run, jobs):
+        long = jobs.add("waits", name="go") + jobs.add("waits", queue="other", name="go")
+        for _ in long:
+            run.line_with("begun go 1")
+        for title in ("pysqlx-run: dispatcher 2", "pysqlx-run: dispatcher"):
+            os.kill(run.pid_titled(title), signal.SIGKILL)
+            run.line_with("dispatcher")
+            for queue in ("default", "other"):
+                jobs.ended(*jobs.add("note", 20, queue=queue, text="goes on"))
+        (tmp_path / "go").touch()
+        rows = jobs.ended(*long)
+        assert [(row["state"], row["attempt"]) for row in rows] == [("completed", 1)] * 2
+        assert jobs.errors() == []
+        run.send(signal.SIGTERM)
+        run.rest()
+        assert run.wait() == 0
 
 
 def test_without_tables_a_run_says_what_to_do(tmp_path: Path, postgresql_db: Database) -> None:

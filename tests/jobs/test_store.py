@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from pysqlx_engine import PySQLXEngine
+from pysqlx_engine.workers.jobs import store
 from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.life import State
 from pysqlx_engine.workers.jobs.schema import migrate
@@ -250,3 +252,18 @@ async def test_a_batch_of_any_size_is_one_statement(database: Database, count: i
             done = [Ended(id=job.id, attempt=1, owner=1, state=State.COMPLETED) for job in jobs]
             assert await store.end(connection, done) == count
         assert await rows(connection) == []
+
+
+@pytest.mark.parametrize("text", ["", '"\\', "ü", "𝄞", "\n"])
+@pytest.mark.parametrize("length", [1, 100, 4_000_000])
+def test_no_statement_that_enqueues_is_longer_than_servers_take(text: str, length: int) -> None:
+    args = msgspec.json.encode({"text": text * length}).decode()
+    job = NewJob(
+        queue=text * 9, task=text * 9, args=args, priority=-32_000, max_attempts=1000, delay=1 << 52, at=1 << 52,
+        unique_key=text * 9, limit_key=text * 9, limit_max=100_000,
+    )  # fmt: skip
+    jobs = [job] * max(3, 40_000_000 // len(args) // 10)
+    parts = store._parts(jobs)
+    assert [job for part in parts for job in part] == jobs
+    for part in parts:
+        assert len(part) == 1 or len(store._json(part).encode()) <= 15 << 20

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .attempts import Report, failed, given_back, snoozed
-from .store import Claimed
+from .store import Claim, Claimed
 
 AHEAD = 0.1
 """Seconds: as many jobs are claimed ahead as were finished within the last so many."""
@@ -28,7 +28,9 @@ LONGEST_IN_HAND = 1.0
 """Seconds that a claimed job may wait for a worker."""
 UNKNOWN_TASK = 60_000_000
 """Microseconds until a job is tried again whose task no worker knows: a deployment may bring one that does."""
-_MANY = 20
+MANY = 50
+"""Jobs that make a turn of the dispatcher a large one."""
+_TYPICAL = 20
 """Claimed jobs that show what the next ones will be like."""
 _MOST_NOTED = 10_000
 """Jobs of unknown tasks that are remembered, so that each is complained of once."""
@@ -39,9 +41,8 @@ class _Worker:
     slots: int
     tasks: Mapping[str, bool]
     """The tasks that it can run, and whether their handlers use connections."""
-    jobs: dict[tuple[int, int], Claimed] = field(default_factory=dict)
-    """What it was given, and has not reported yet, by job and owner: it may still run what was taken from it, and be
-    given that again."""
+    jobs: dict[Claim, Claimed] = field(default_factory=dict)
+    """What it was given, and has not reported yet: it may still run what was taken from it, and be given that again."""
 
     @property
     def free(self) -> int:
@@ -65,7 +66,7 @@ class Dispatch:
         """Jobs at workers whose handlers use connections."""
         self._workers: dict[str, _Worker] = {}
         self._hand: list[Claimed] = []
-        self._since: dict[int, float] = {}
+        self._since: dict[Claim, float] = {}
         """Since when each job is in the hand."""
         self._finished: collections.deque[tuple[float, int, int]] = collections.deque()
         """When, how many were, and how many of those had used a connection."""
@@ -75,6 +76,8 @@ class Dispatch:
         """Jobs of unknown tasks that were complained of, the oldest first."""
         self.unwritten: list[Report] = []
         """What has to be written. Whoever has written it takes it out."""
+        self._put_aside: list[tuple[float, Report]] = []
+        """What the database does not take, and when to try again."""
         self.freed: dict[str, int] = {}
         """Limits, by their keys, of which something may have ended. Whoever has looked takes them out."""
         self.draining = False
@@ -87,7 +90,7 @@ class Dispatch:
         reached it."""
         before = self._workers.get(name)
         if before is not None:
-            has = {(job.id, job.owner) for job in running}
+            has = {job.claim for job in running}
             for key, job in list(before.jobs.items()):
                 self._take(before, job)
                 if key not in has:
@@ -118,7 +121,7 @@ class Dispatch:
         worker = self._workers.get(name)
         connected = self._connected
         for report in reports:
-            job = worker.jobs.get((report.attempt.id, report.attempt.owner)) if worker is not None else None
+            job = worker.jobs.get(report.attempt.claim) if worker is not None else None
             if worker is not None and job is not None:
                 self._take(worker, job)
             if report.ended is not None or report.postponed is not None:
@@ -154,14 +157,14 @@ class Dispatch:
         if jobs and not of_some:
             connects = self._connects()
             share = sum(connects.get(job.task, False) for job in jobs) / len(jobs)
-            self._share_with += (share - self._share_with) * min(1.0, len(jobs) / _MANY)
+            self._share_with += (share - self._share_with) * min(1.0, len(jobs) / _TYPICAL)
         if self.draining:  # meanwhile
             self.unwritten += [given_back(job) for job in jobs]
             return
         self._hand += jobs
         if len({job.priority for job in self._hand}) > 1:
             self._hand.sort(key=lambda job: -job.priority)
-        self._since.update((job.id, now) for job in jobs)
+        self._since.update((job.claim, now) for job in jobs)
 
     def hand_out(self, *, in_lots: bool = False) -> dict[str, list[Claimed]]:
         """Who gets what now. `in_lots`: only who has half of its slots free. Else, of many short jobs, each that ends
@@ -191,7 +194,7 @@ class Dispatch:
             worker = free[name]
             self._give(worker, job)
             given.setdefault(name, []).append(job)
-            del self._since[job.id]
+            del self._since[job.claim]
             if worker.free <= 0:
                 del free[name]
         self._hand = kept
@@ -199,35 +202,46 @@ class Dispatch:
 
     def give_back_old(self, now: float) -> None:
         """Give back what has waited here for too long."""
-        old = {job.id for job in self._hand if now - self._since[job.id] >= LONGEST_IN_HAND}
+        old = {job.claim for job in self._hand if now - self._since[job.claim] >= LONGEST_IN_HAND}
         self._give_back(old)
 
     def give_back_queues(self, queues: Collection[str]) -> None:
         """Give back what has not begun and is of these."""
-        self._give_back({job.id for job in self._hand if job.queue in queues})
+        self._give_back({job.claim for job in self._hand if job.queue in queues})
 
     def drop_hand(self) -> None:
         """What has not begun is somebody else's now."""
         self._hand.clear()
         self._since.clear()
 
+    def put_aside(self, until: float) -> Report:
+        """The first of what has to be written cannot be: it holds up nothing else until then."""
+        report = self.unwritten.pop(0)
+        self._put_aside.append((until, report))
+        return report
+
+    def take_up(self, now: float) -> None:
+        """Have what was put aside written, if its time has come."""
+        self.unwritten += [report for until, report in self._put_aside if until <= now]
+        self._put_aside = [(until, report) for until, report in self._put_aside if until > now]
+
     @property
     def well_stocked(self) -> bool:
         """Whether the hand keeps the workers busy for a while, by what they have finished of late."""
-        return len(self._hand) >= 50 and 2 * len(self._hand) >= sum(count for _, count, _ in self._finished)
+        return len(self._hand) >= MANY and 2 * len(self._hand) >= sum(count for _, count, _ in self._finished)
 
     def drain(self) -> None:
         """Claim and hand out nothing any more, and give back what has not begun."""
         self.draining = True
         self._give_back(set(self._since))
 
-    def holds(self) -> set[tuple[int, int]]:
-        """The claims that are known here, as job and owner: in the hand, at a worker, or on their way to the
-        database."""
-        found = {(job.id, job.owner) for job in self._hand}
+    def holds(self) -> set[Claim]:
+        """The claims that are known here: in the hand, at a worker, or on their way to the database."""
+        found = {job.claim for job in self._hand}
         for worker in self._workers.values():
             found.update(worker.jobs)
-        found.update((report.attempt.id, report.attempt.owner) for report in self.unwritten)
+        found.update(report.attempt.claim for report in self.unwritten)
+        found.update(report.attempt.claim for _, report in self._put_aside)
         return found
 
     def who_has(self, ids: Collection[int]) -> dict[str, list[Claimed]]:
@@ -239,10 +253,16 @@ class Dispatch:
                 found[name] = jobs
         return found
 
+    def at_workers(self) -> set[Claim]:
+        """The claims that workers have."""
+        return {claim for worker in self._workers.values() for claim in worker.jobs}
+
     @property
     def idle(self) -> bool:
         """Whether nothing is claimed, and everything is written."""
-        return not self._hand and not self.unwritten and not any(worker.jobs for worker in self._workers.values())
+        if self._hand or self.unwritten or self._put_aside:
+            return False
+        return not any(worker.jobs for worker in self._workers.values())
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
@@ -255,23 +275,23 @@ class Dispatch:
         return connects is not None and (not connects or self._connected < self._connections)
 
     def _give(self, worker: _Worker, job: Claimed) -> None:
-        worker.jobs[job.id, job.owner] = job
+        worker.jobs[job.claim] = job
         self._connected += bool(worker.tasks.get(job.task))
 
     def _take(self, worker: _Worker, job: Claimed) -> None:
-        del worker.jobs[job.id, job.owner]
+        del worker.jobs[job.claim]
         if job.limit_key is not None and job.limit_max is not None:
             self.freed[job.limit_key] = job.limit_max
         self._connected -= bool(worker.tasks.get(job.task))
 
-    def _give_back(self, ids: Collection[int]) -> None:
-        self.unwritten += [given_back(job) for job in self._hand if job.id in ids]
-        self._hand = [job for job in self._hand if job.id not in ids]
-        for id_ in ids:
-            del self._since[id_]
+    def _give_back(self, claims: Collection[Claim]) -> None:
+        self.unwritten += [given_back(job) for job in self._hand if job.claim in claims]
+        self._hand = [job for job in self._hand if job.claim not in claims]
+        for claim in claims:
+            del self._since[claim]
 
     def _nobody_knows(self, job: Claimed) -> None:
-        del self._since[job.id]
+        del self._since[job.claim]
         if job.id in self._noted:
             self.unwritten.append(snoozed(job, UNKNOWN_TASK))
             return

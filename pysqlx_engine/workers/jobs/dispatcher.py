@@ -21,13 +21,13 @@ from ..rates import LogBound
 from . import faults
 from .attempts import Report, failed, given_back, size_of, without_texts
 from .dialects import Dialect, dialect_of
-from .dispatch import NOTHING, Dispatch, Wanted
+from .dispatch import MANY, NOTHING, Dispatch, Wanted
 from .limits import Limits
 from .periodic import Schedule, Ticks
-from .presence import BEAT, Presence, Register
+from .presence import BEAT, Presence, Register, owners_of
 from .schema import VERSION, migrate, use_wal, version_of
 from .shares import Shares
-from .store import Claimed, Progress, store_of
+from .store import CLAIMS, Claim, Claimed, Progress, store_of
 
 if TYPE_CHECKING:
     from ...engine import PySQLXEngine
@@ -47,8 +47,6 @@ _BETWEEN_LOOKS = 0.03
 _GATHER = 0.01
 """Seconds until the next turn while the workers have enough to do, or many jobs come as fast as they are run: fewer and
 larger transactions."""
-_MANY = 50
-"""Jobs of one turn."""
 _BATCH = 2000
 """Rows of one statement."""
 _BATCH_BYTES = 1 << 20
@@ -57,6 +55,8 @@ _CLAIMED_BYTES = 8 << 20
 """Bytes of arguments that one statement reads, about."""
 _REFUSALS = 5
 """Transactions that fail with one report alone before it is written without its texts."""
+_REFUSED_FOR = 10.0
+"""Seconds until another try with one that was not taken without its texts either."""
 _RELEASED = 1000
 """Jobs that become available in one statement."""
 _LOCKED = 0.05
@@ -133,8 +133,8 @@ class Dispatcher:
         """Whether a worker has died before we were there, so that what it ran has to count as failed."""
         self._doubtful = False
         """Whether the rows may say that something runs for us that we do not know of."""
-        self._suspects: set[tuple[int, int]] = set()
-        """What ran at the last beat by the rows, as job and owner, and by what anybody knows does not."""
+        self._suspects: set[Claim] = set()
+        """What ran at the last beat by the rows, and by what anybody knows does not."""
         self._beat_at = 0.0
         self._adopt_at: float | None = None
         """When what ran for the dispatcher before us, and no worker has told of, is made available again."""
@@ -265,6 +265,7 @@ class Dispatcher:
         """Write, claim and hand out what there is."""
         now = time.monotonic()
         self._dispatch.give_back_old(now)
+        self._dispatch.take_up(now)
         turn = await self._next_turn(database, now)
         if turn.looking or turn.hurries:
             self._expect_work()
@@ -295,19 +296,25 @@ class Dispatcher:
             return False
         try:
             await database.store.now(database.connection)
-        except PySQLXError:  # a statement that is too long ends the connection, on some servers
-            self._without_texts = True
+        except PySQLXError as error:  # a statement that is too long ends the connection, on some servers
+            if self._without_texts:
+                self._put_aside(error)
+            self._without_texts = not self._without_texts
             return False
         turn.reports = [without_texts(turn.reports[0])]
         try:
             await self._transact(database, turn)
         except PySQLXError as error:
-            first = self._dispatch.unwritten.pop(0)
-            self._dispatch.unwritten.append(first)
-            self._failed_alone, self._without_texts = 0, False
-            logger.warning("Jobs: the database does not take how job %d has ended: %s", first.attempt.id, error)
+            self._put_aside(error)
+            self._without_texts = False
             return False
         return True
+
+    def _put_aside(self, error: PySQLXError) -> None:
+        """The first report is not taken, not even without its texts."""
+        report = self._dispatch.put_aside(time.monotonic() + _REFUSED_FOR)
+        self._failed_alone = 0
+        logger.warning("Jobs: the database does not take how job %d has ended: %s", report.attempt.id, error)
 
     async def _transact(self, database: _Database, turn: _Turn) -> None:
         if turn.frees:
@@ -443,10 +450,12 @@ class Dispatcher:
 
     async def _hear_users(self, database: _Database) -> None:
         """What people have said about queues, and about jobs that run here."""
-        assert self._presence is not None
         self._paused = frozenset(await database.store.paused(database.connection))
         self._dispatch.give_back_queues(self._paused)
-        unwanted = await database.store.cancel_asked(database.connection, *self._presence.owners)
+        unwanted: list[int] = []
+        # A worker may still run what a dispatcher before this one has claimed.
+        for dispatcher in {owner // CLAIMS for _, owner in self._dispatch.at_workers()}:
+            unwanted += await database.store.cancel_asked(database.connection, *owners_of(dispatcher))
         for worker, jobs in self._dispatch.who_has(unwanted).items():
             self._workers.cancel(worker, jobs)
 
@@ -460,7 +469,7 @@ class Dispatcher:
         elif self._doubtful:
             held = self._dispatch.holds()
             running = await database.store.running(database.connection, *self._presence.owners)
-            self._dispatch.unwritten += [given_back(job) for job in running if (job.id, job.owner) not in held]
+            self._dispatch.unwritten += [given_back(job) for job in running if job.claim not in held]
         self._doubtful = False
         self.appeared.set()
         return self._presence
@@ -481,12 +490,17 @@ class Dispatcher:
         if adopting:
             self._adopt_at = None
         host = host_identity()
-        for other in everybody:
-            if other.id == here.id:
-                continue
-            before_us = other.run == self._run
-            if adopting if before_us else other.is_lost(host):
-                await self._inherit(database, other, before_us=before_us)
+        try:
+            for other in everybody:
+                if other.id == here.id:
+                    continue
+                before_us = other.run == self._run
+                if adopting if before_us else other.is_lost(host):
+                    await self._inherit(database, other, before_us=before_us)
+        except BaseException:
+            if adopting:
+                self._adopt_at = 0.0  # once more, with the next connection
+            raise
         await self._find_lost(database, here)
         async with database.store.transaction(database.connection):
             if await database.limits.release_forgotten(database.connection):
@@ -496,9 +510,9 @@ class Dispatcher:
         """What two looks find running for us, and we do not know of, or for nobody who is there."""
         held = self._dispatch.holds()
         ours = await database.store.running(database.connection, *here.owners)
-        lost = {(job.id, job.owner): given_back(job) for job in ours}
+        lost = {job.claim: given_back(job) for job in ours}
         for job in await database.store.orphans(database.connection, _RELEASED):
-            lost[job.id, job.owner] = failed(job, "dispatcher", "it ran for a dispatcher that nobody knows any more")
+            lost[job.claim] = failed(job, "dispatcher", "it ran for a dispatcher that nobody knows any more")
         found = lost.keys() - held
         self._dispatch.unwritten += [lost[key] for key in sorted(found & self._suspects)]
         self._suspects = found - self._suspects
@@ -506,7 +520,7 @@ class Dispatcher:
     async def _inherit(self, database: _Database, lost: Presence, *, before_us: bool) -> None:
         held = self._dispatch.holds()
         everything = await database.store.running(database.connection, *lost.owners)
-        running = [job for job in everything if (job.id, job.owner) not in held]
+        running = [job for job in everything if job.claim not in held]
         if not everything:  # while a worker of ours still has some of it, the row says whose they are
             await database.register.leave(database.connection, lost)
         if not running:
@@ -560,7 +574,7 @@ class _Turn:
     @property
     def has_emptied(self) -> bool:
         """Whether it was for many jobs, and has left none to be claimed."""
-        return len(self.reports) + len(self.claimed) >= _MANY and len(self.claimed) < self.wanted.jobs
+        return len(self.reports) + len(self.claimed) >= MANY and len(self.claimed) < self.wanted.jobs
 
     @property
     def waits(self) -> Iterator[float]:

@@ -23,8 +23,8 @@ from .dispatcher import Dispatcher
 from .hints import Listener
 from .pools import QueuePools
 from .served import DispatcherSpec
-from .store import Claimed
-from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Run, Written
+from .store import Claim, Claimed
+from .wire import Cancel, Channel, FromWorker, HowFar, Join, Leave, Reports, Retire, Run, Written
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -53,7 +53,6 @@ class _Peer:
     def __init__(self) -> None:
         self.name: str | None = None
         self.pid = 0
-        self.retired = False
 
 
 class _DispatcherProcess:
@@ -62,10 +61,10 @@ class _DispatcherProcess:
         self._control = control
         self._peers: dict[Channel[FromWorker], _Peer] = {}
         self._by_name: dict[str, Channel[FromWorker]] = {}
-        self._reporters: dict[tuple[int, int], Channel[FromWorker]] = {}
-        """Who has reported what is not written yet, by job and owner."""
-        self._ends: dict[int, tuple[str, bool]] = {}
-        """How processes ended, and whether they did so well, by what the supervisor says."""
+        self._reporters: dict[Claim, Channel[FromWorker]] = {}
+        """Who has reported what is not written yet."""
+        self._ends: dict[int, str] = {}
+        """How processes ended, by what the supervisor says."""
         self._expected = dict(spec.workers)
         """Of which processes how many have not told what they run."""
         self._told: set[str] = set()
@@ -121,14 +120,14 @@ class _DispatcherProcess:
         self._tell(worker, Cancel(jobs))
 
     def written(self, reports: Sequence[Report]) -> None:
-        of: dict[Channel[FromWorker], list[tuple[int, int]]] = {}
+        of: dict[Channel[FromWorker], list[Claim]] = {}
         for report in reports:
-            key = report.attempt.id, report.attempt.owner
-            channel = self._reporters.pop(key, None)
+            claim = report.attempt.claim
+            channel = self._reporters.pop(claim, None)
             if channel is not None:
-                of.setdefault(channel, []).append(key)
-        for channel, keys in of.items():
-            channel.send(Written(keys))
+                of.setdefault(channel, []).append(claim)
+        for channel, claims in of.items():
+            channel.send(Written(claims))
 
     def _tell(self, worker: str, message: Run | Cancel) -> None:
         channel = self._by_name.get(worker)
@@ -158,8 +157,9 @@ class _DispatcherProcess:
                 for progress in message.progress:
                     self._dispatcher.set_progress(progress)
             case Retire() if peer.name is not None:
-                peer.retired = True
                 self._dispatcher.retire(peer.name)
+            case Leave() if peer.name is not None:
+                self._leave(channel, peer.name, "it has ended", well=True)
 
     def _expect_one_less(self, worker: Join) -> None:
         left = self._expected.get(worker.pid)
@@ -174,7 +174,7 @@ class _DispatcherProcess:
     def _report(self, channel: Channel[FromWorker], worker: str, reports: list[Report]) -> None:
         for report in reports:
             if report.ended is not None or report.postponed is not None:
-                self._reporters[report.attempt.id, report.attempt.owner] = channel
+                self._reporters[report.attempt.claim] = channel
         self._dispatcher.report(worker, reports)
 
     def _lost(self, channel: Channel[FromWorker]) -> None:
@@ -188,11 +188,15 @@ class _DispatcherProcess:
 
     def _gone(self, channel: Channel[FromWorker]) -> None:
         peer = self._peers.pop(channel, None)
-        if peer is None or peer.name is None or self._by_name.get(peer.name) is not channel:
-            return
-        del self._by_name[peer.name]
-        reason, well = self._ends.get(peer.pid, ("its worker has gone, nobody said why", True))
-        self._dispatcher.leave(peer.name, reason, well=well and peer.retired)
+        if peer is not None and peer.name is not None:
+            self._leave(
+                channel, peer.name, self._ends.get(peer.pid, "its worker has gone, nobody said why"), well=False
+            )
+
+    def _leave(self, channel: Channel[FromWorker], name: str, reason: str, *, well: bool) -> None:
+        if self._by_name.get(name) is channel:  # else it has come again since, or is gone
+            del self._by_name[name]
+            self._dispatcher.leave(name, reason, well=well)
 
     # -- what the supervisor says ---------------------------------------------------------------------------------
 
@@ -207,7 +211,7 @@ class _DispatcherProcess:
                 return
             message = json.loads(data)
             if message["op"] == "died":
-                self._ends[message["pid"]] = message["how"], message["well"]
+                self._ends[message["pid"]] = message["how"]
                 self._on_death(message["pid"], well=message["well"])
 
     def _on_death(self, pid: int, *, well: bool) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from .attempts import Report, given_back
 from .runner import LAST_WORDS, Runner, first_of
 from .served import Serving, ask_supervisor
-from .store import Progress
-from .wire import Cancel, Channel, FromWorker, HowFar, Join, Reports, Retire, Run, ToWorker, Written
+from .store import Claim, Progress
+from .wire import Cancel, Channel, FromWorker, HowFar, Join, Leave, Reports, Retire, Run, ToWorker, Written
 
 if TYPE_CHECKING:
     from .pools import QueuePools
@@ -50,8 +50,8 @@ class LinkedWorker:
             set_progress=self._set_progress,
         )
         self._channel: Channel[ToWorker] | None = None
-        self._kept: dict[tuple[int, int], Report] = {}
-        """Reports that are not known to be written, by job and owner."""
+        self._kept: dict[Claim, Report] = {}
+        """Reports that are not known to be written."""
         self._unsent: list[Report] = []
         self._progress: dict[int, Progress] = {}
         """How far jobs are, where the dispatcher was not told yet."""
@@ -73,6 +73,7 @@ class LinkedWorker:
                 await asyncio.wait_for(self._all_written.wait(), LAST_WORDS)
             except TimeoutError:
                 logger.warning("Jobs: no dispatcher has written what the last jobs came to: they will run again")
+            self._say(Leave())
         finally:
             link.cancel()
             self._runner.recycling.stop()
@@ -119,15 +120,15 @@ class LinkedWorker:
                 self._runner.start(jobs)
             case Cancel(jobs=jobs):
                 self._runner.cancel(jobs)
-            case Written(attempts=attempts):
-                for key in attempts:
-                    self._kept.pop(key, None)
+            case Written(claims=claims):
+                for claim in claims:
+                    self._kept.pop(claim, None)
                 if not self._kept:
                     self._all_written.set()
 
     def _report(self, report: Report) -> None:
         if report.ended is not None or report.postponed is not None:
-            self._kept[report.attempt.id, report.attempt.owner] = report
+            self._kept[report.attempt.claim] = report
             self._all_written.clear()
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)  # what ends in the same turn travels together

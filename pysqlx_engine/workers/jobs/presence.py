@@ -25,6 +25,11 @@ LOST_AFTER = 20.0
 """Seconds without one after which a dispatcher counts as dead. On its own host its death is seen at once."""
 
 
+def owners_of(dispatcher: int) -> tuple[int, int]:
+    """The first and the last owner that claims of this dispatcher can have."""
+    return dispatcher * CLAIMS, (dispatcher + 1) * CLAIMS - 1
+
+
 @dataclass(frozen=True)
 class Presence:
     """A dispatcher, as its row shows it."""
@@ -43,8 +48,7 @@ class Presence:
 
     @property
     def owners(self) -> tuple[int, int]:
-        """The first and the last owner that its claims can have."""
-        return self.id * CLAIMS, (self.id + 1) * CLAIMS - 1
+        return owners_of(self.id)
 
     def is_lost(self, host: str) -> bool:
         """Whether it is gone, as seen from `host`."""

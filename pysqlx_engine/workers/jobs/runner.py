@@ -26,7 +26,7 @@ from .job import Job
 from .pools import QueuePools, lent
 from .recycling import Recycling
 from .retries import LONGEST, Cancel, Outcome, Retry, Snooze
-from .store import Claimed, Progress, store_of
+from .store import Claim, Claimed, Progress, store_of
 from .threads import Threads
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Runner:
         self._max_result = queue.max_payload
         self.recycling = Recycling()
         self._threads = Threads("pysqlx-job")
-        self._running: dict[tuple[int, int], _Running] = {}
+        self._running: dict[Claim, _Running] = {}
         self._chance = random.Random()
         self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ class Runner:
         for claimed in jobs:
             task = self._tasks[claimed.task]
             running = _Running(claimed, task, Job(claimed, self._say_progress))
-            self._running[claimed.id, claimed.owner] = running
+            self._running[claimed.claim] = running
             self.idle.clear()
             # Perhaps it is a handler's end that brings the next job: it is to know nothing of that one.
             running.work = self._loop.create_task(self._run(running), context=self._context.copy())
@@ -107,7 +107,7 @@ class Runner:
     def cancel(self, jobs: Iterable[Claimed]) -> None:
         """Somebody does not want these any more."""
         for claimed in jobs:
-            running = self._running.get((claimed.id, claimed.owner))
+            running = self._running.get(claimed.claim)
             if running is not None and running.stop is None:
                 self._stop(running, "cancel")
 
@@ -287,8 +287,8 @@ class Runner:
         return running.task.task_options.backoff.delay(running.claimed.attempt, self._chance)
 
     def _over(self, running: _Running, report: Report) -> None:
-        key = running.claimed.id, running.claimed.owner
-        if self._running.pop(key, None) is None:
+        claim = running.claimed.claim
+        if self._running.pop(claim, None) is None:
             return  # it was given back already
         if not self._running:
             self.idle.set()

@@ -37,6 +37,8 @@ class ServedQueue(msgspec.Struct, tag="served_queue", frozen=True):
 class DispatcherSpec:
     """What a dispatcher process is started with."""
 
+    name: str
+    """As the supervisor calls it."""
     supervisor: int
     run: str
     queue: ServedQueue

@@ -39,7 +39,7 @@ GRACE = 30.0
 def grace_of_the_run() -> float:
     """As long as the supervisor waits, less what it takes to cancel and to report."""
     timeout = float(os.environ.get("PYSQLX_GRACEFUL_TIMEOUT") or GRACE)
-    return max(0.0, timeout - min(1.0, timeout / 5))
+    return max(0.0, timeout - min(1.0, timeout / 2))
 
 
 class Told:
@@ -141,7 +141,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if not serving.done():
-            await here.drain(grace, told)
+            await here.drain(grace, told, serving)
         if serving.done():
             serving.result()
     finally:
@@ -209,11 +209,12 @@ class _Here:
     def _set_progress(self, progress: Progress) -> None:
         self.dispatcher.set_progress(progress)
 
-    async def drain(self, grace: float, told: Told) -> None:
+    async def drain(self, grace: float, told: Told, serving: asyncio.Future[None]) -> None:
+        """`serving`: the dispatcher, which may end by itself, with an error."""
         written = self.dispatcher.drain()
         await first_of(self.runner.idle, told.end)
         await self.runner.drain(grace, told.hurry)
-        done, _ = await asyncio.wait({written}, timeout=LAST_WORDS)
+        done, _ = await asyncio.wait({written, serving}, timeout=LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             written.cancel()
             logger.warning("Jobs: the database has not taken what the last jobs came to: they will run again")

@@ -27,8 +27,11 @@ _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
     "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress",
 )  # fmt: skip
-_ENQUEUED_BYTES = 4 << 20
-"""Characters of arguments in one statement, about: MariaDB takes 16 MiB of everything."""
+_ENQUEUED_BYTES = 12 << 20
+"""Bytes of the jobs in one statement at most: MariaDB takes 16 MiB of everything."""
+_LARGEST_CHARACTER = 4
+_REST_OF_A_JOB = 250
+"""Bytes of a new job besides its texts: its numbers, and what all of it is called."""
 CLAIMS = 1 << 32
 """Claims of one dispatcher: an owner is the dispatcher's number, times this, and its claim's."""
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
@@ -37,6 +40,11 @@ _REVIVED = {
     "state": "'available'", "max_attempts": _MORE.format("e."), "run_at": "{now}", "claimed_at": "NULL",
     "owner": "NULL", "cancel_asked_at": "NULL", "held": "0", "progress": "NULL",
 }  # fmt: skip
+
+
+Claim = tuple[int, int]
+"""One claim of one job: the job's id, and the owner. What was claimed may be given back and claimed once more while
+something of the first claim is still on its way."""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,6 +84,10 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     limit_key: str | None = None
     limit_max: int | None = None
 
+    @property
+    def claim(self) -> Claim:
+        return self.id, self.owner
+
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Which attempt at a job something is said of."""
@@ -83,6 +95,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     attempt: int
     owner: int
+
+    @property
+    def claim(self) -> Claim:
+        return self.id, self.owner
 
 
 class Ended(Attempt, frozen=True, kw_only=True, omit_defaults=True):
@@ -542,15 +558,17 @@ def store_of(connection: PySQLXEngine) -> Store:
 
 def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
     """As many as a server takes in one statement."""
-    if sum(len(job.args) for job in jobs) <= _ENQUEUED_BYTES:
-        return [jobs]
     begin = size = 0
     parts = []
     for place, job in enumerate(jobs):
-        size += len(job.args)
+        characters = (
+            len(job.args) + len(job.queue) + len(job.task) + len(job.unique_key or "") + len(job.limit_key or "")
+        )
+        more = _LARGEST_CHARACTER * characters + _REST_OF_A_JOB
+        size += more
         if size > _ENQUEUED_BYTES and place > begin:
             parts.append(jobs[begin:place])
-            begin, size = place, len(job.args)
+            begin, size = place, more
     return [*parts, jobs[begin:]]
 
 

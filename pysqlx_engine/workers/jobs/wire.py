@@ -15,7 +15,7 @@ import msgspec
 
 from .attempts import Report
 from .periodic import Schedule
-from .store import Claimed, Progress
+from .store import Claim, Claimed, Progress
 
 _LENGTH = struct.Struct("!I")
 LONGEST = 1 << 30
@@ -50,6 +50,10 @@ class Retire(msgspec.Struct, frozen=True, tag="retire"):
     """The worker takes no more jobs."""
 
 
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """The last message of a worker that has ended, and reported, all that it ran. What has come since has not begun."""
+
+
 class Run(msgspec.Struct, frozen=True, tag="run"):
     jobs: list[Claimed]
 
@@ -59,12 +63,12 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Written(msgspec.Struct, frozen=True, tag="written"):
-    """These reports are in the database, as job and owner: the worker need not keep them any more."""
+    """What was reported of these is in the database: the worker need not keep it any more."""
 
-    attempts: list[tuple[int, int]]
+    claims: list[Claim]
 
 
-FromWorker = Join | Reports | HowFar | Retire
+FromWorker = Join | Reports | HowFar | Retire | Leave
 ToWorker = Run | Cancel | Written
 
 M = TypeVar("M")
