@@ -159,6 +159,11 @@ class RunSettings(CoordinatorSettings):
     name: Annotated[str | None, _RUN_NAME] = None
     loop: Annotated[Literal["auto", "asyncio", "uvloop"], Field(description="auto, asyncio or uvloop")] = "auto"
     prefix: Annotated[bool, Field(description="true or false")] = True
+    log_file: Annotated[
+        str | None, Field(min_length=1, description="a file, made if it is not there; USR1 opens it anew")
+    ] = None
+    reload: Annotated[bool, Field(description="true or false")] = False
+    """For development: replace the workers when a file of the script's directory has changed."""
 
 
 class StandaloneSettings(CoordinatorSettings):

@@ -77,6 +77,9 @@ class BudgetClient(Protocol):
     def resized(self) -> None:
         """The budget has another `size` now. What the pool holds above it is given back as it is checked in."""
 
+    def recall(self) -> None:
+        """Close every connection and open others as they are needed: idle ones at once, others as they come back."""
+
     def refused(self, error: BaseException) -> None:
         """No budget can be had any more; waiters fail with `error`."""
 

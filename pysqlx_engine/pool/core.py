@@ -162,6 +162,8 @@ class PoolCore:
         """In order of arrival. A dictionary, so that one who gives up leaves at once, wherever he stands."""
         self.spare: list[Lease] = []
         self.opening: set[Lease] = set()
+        self._retired_opening: set[Lease] = set()
+        """Those of them that were begun before all were to be replaced."""
         self.closing: set[ConnInfo] = set()
         self.given_up: set[Lease] = set()
         self.ceiling: int | None = None
@@ -434,6 +436,9 @@ class PoolCore:
 
     def opened(self, conn: ConnInfo) -> Effects:
         self.opening.remove(conn.lease)
+        if conn.lease in self._retired_opening:
+            self._retired_opening.discard(conn.lease)
+            conn.retire = True
         self.last_error = None
         self.suspicious = False
         if self.state is not _OPEN:
@@ -536,8 +541,9 @@ class PoolCore:
         return self.replenish()
 
     def retire_all(self) -> list[ConnInfo]:
-        """Have every connection replaced: those in use when they come back. Gives the idle ones, which still serve
-        until somebody discards them."""
+        """Have every connection replaced: those in use when they come back, those that are being opened when they were
+        used. Gives the idle ones, which still serve until somebody discards them."""
+        self._retired_opening = set(self.opening)
         for conn in (*self.idle, *self.in_use, *self.testing):
             conn.retire = True
         return list(self.idle)

@@ -694,6 +694,13 @@ class PoolRuntime:
             self._decide(self.core.discard_idle, conn)
             await self._until(lambda conn=conn: self._replaced(conn), CLOSE_TIMEOUT)  # type: ignore[misc]
 
+    def recall(self) -> None:
+        """`BudgetClient.recall`."""
+        with self._lock:
+            idle = self.core.retire_all()
+        for conn in idle:
+            self._decide(self.core.discard_idle, conn)
+
     def _replaced(self, conn: ConnInfo) -> bool:
         core = self.core
         gone = conn not in core.closing

@@ -23,12 +23,16 @@ from ..engine.sockets import NO_DESCRIPTORS
 MAX_LINE = 64 * 1024
 """Bytes of one question. Answers may be longer."""
 
+SIZES = range(1, 100_001)
+"""What a budget may be, as the settings have it."""
+
 Json = dict[str, Any]
 Reply = Callable[[Json], None]
 Handler = Callable[[Json, Reply], None]
 
-_QUESTION = msgspec.json.Decoder(dict[str, str | int | float | bool | None])
-"""Flat: anybody of this user may ask, and nesting without end would take our stack."""
+_QUESTION = msgspec.json.Decoder(dict[str, str | int | float | None])
+"""Flat: anybody of this user may ask, and nesting without end would take our stack. Without booleans, which Python
+takes for numbers."""
 
 
 class ControlServer:

@@ -14,6 +14,7 @@ a flood on one delays the other by more than its turn in the loop.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import resource
@@ -33,7 +34,7 @@ from zmq.utils import z85
 
 from ..engine import sockets
 from ..errors import SettingsError
-from .control import ControlServer, Json, Reply
+from .control import SIZES, ControlServer, Json, Reply
 from .coordinator_core import CoordinatorCore
 from .endpoints import Listening, listening
 from .fleet import TERM
@@ -207,6 +208,10 @@ class Coordinator:
 
     def stop(self) -> None:
         self._stopping = True
+
+    def dump(self) -> None:
+        """Have the state go to the log, when what goes on is done."""
+        self._questions.append(_Status(_log_status, time.monotonic(), set()))
 
     def run(self, wake_fd: int) -> None:
         """Serve until `stop`; `wake_fd` becomes readable when a signal arrived."""
@@ -431,10 +436,20 @@ class Coordinator:
     # -- questions ------------------------------------------------------------------------------------------------
 
     def _answer(self, question: Json, reply: Reply) -> None:
-        if question.get("op") != "status":
-            reply({"error": f"unknown operation {question.get('op')!r}"})
-            return
-        self._questions.append(_Status(reply, time.monotonic() + STATUS_WAIT, self._core.ledger.ask_all()))
+        match question:
+            case {"op": "status"}:
+                self._questions.append(_Status(reply, time.monotonic() + STATUS_WAIT, self._core.ledger.ask_all()))
+            case {"op": "resize", "size": int(size)} if size in SIZES:
+                self._core.ledger.resize(size)
+                logger.warning("the budget of each database is %d from now on", size)
+                reply({"size": size})
+            case {"op": "recall"}:
+                self._core.ledger.recall()
+                reply({"databases": len(self._core.ledger.budgets)})
+            case {"op": "resize", "size": int(size)}:
+                reply({"error": f"a budget of {size}: it has to be from {SIZES.start} to {SIZES.stop - 1}"})
+            case _:
+                reply({"error": f"unknown question {question!r}"})
 
     def _status(self) -> Json:
         """Every budget and every process, as plain values."""
@@ -554,9 +569,17 @@ def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
     except OSError as error:
         raise CannotServeError(f"cannot use {config.directory}: {error.strerror}") from None
     signal.signal(signal.SIGTERM, _only(coordinator.stop))
+    signal.signal(signal.SIGUSR2, _only(coordinator.dump))
     signal.signal(signal.SIGINT, _only(coordinator.stop))
     ready()
     coordinator.run(wake_read)
+
+
+def _log_status(status: Json) -> None:
+    for budget in status["budgets"]:
+        logger.warning("budget %s", json.dumps(budget))
+    for worker in status["workers"]:
+        logger.warning("process %s", json.dumps(worker))
 
 
 def _only(act: Callable[[], None]) -> Callable[[int, Any], None]:

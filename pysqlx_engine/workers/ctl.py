@@ -7,9 +7,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..errors import SettingsError
 from .control import Json, ask
@@ -27,8 +28,11 @@ examples:
   pysqlx-ctl status                         the only run there is
   pysqlx-ctl status --name api              the run named api
   pysqlx-ctl status --json                  the same for programs: one JSON object
+  pysqlx-ctl health --name api              exit status 0 when all workers are up, for probes
   pysqlx-ctl coordinator --max-size 30      one budget of 30 for processes of gunicorn, uvicorn, Celery
   pysqlx-ctl keygen /etc/pysqlx             keys for processes of several hosts, see docs/hosts.md
+  pysqlx-ctl scale 8                        eight workers from now on
+  pysqlx-ctl resize 40                      a budget of 40 from now on
   pysqlx-ctl jobs stats                     jobs: what waits, how long, and who works
 
 exit status:
@@ -94,6 +98,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_status(options: argparse.Namespace) -> None:
     answer = _ask_run(options.name, {"op": "status"})
     _say(json.dumps(answer, indent=2) if options.json else _tables(answer))
+
+
+def _health(options: argparse.Namespace) -> None:
+    run = _run_to_ask(options.name)
+    if run.supervisor.exists():
+        answer = _ask(run, run.supervisor, {"op": "health"})
+    else:  # a coordinator alone: it answers
+        budgets = _ask(run, run.control, {"op": "status"})["budgets"]
+        answer = {"ready": True, "coordinator": True, "budgets": len(budgets)}
+    what = f"{answer['up']} of {answer['workers']} workers are up" if "workers" in answer else "the coordinator answers"
+    if not answer["coordinator"]:
+        what += "; the coordinator is not there"
+    _say(json.dumps(answer, indent=2) if options.json else f"run {run.name}: {what}")
+    if not (answer["ready"] or options.live):
+        raise _Failure(f"the run {run.name} is not ready", FAILED)
+
+
+def _scale(options: argparse.Namespace) -> None:
+    answer = _order(options.name, {"op": "scale", "workers": options.workers})
+    _say(f"{answer['workers']} workers from now on")
+
+
+def _drain(options: argparse.Namespace) -> None:
+    answer = _order(options.name, {"op": "drain", "worker": options.worker})
+    _say(f"worker {answer['worker']} ends, and nobody takes its place")
+
+
+def _reload(options: argparse.Namespace) -> None:
+    answer = _order(options.name, {"op": "reload"})
+    _say(f"{answer['workers']} workers are replaced, one after the other")
+
+
+def _resize(options: argparse.Namespace) -> None:
+    question: Json = {"op": "resize", "size": options.size}
+    run = _run_to_ask(options.name)
+    answer = _ask(run, run.control, question)
+    if run.supervisor.exists():  # it starts the next coordinator
+        _ask(run, run.supervisor, question)
+    _say(
+        f"the budget of each database is {answer['size']} from now on; what is open beyond it is closed when it comes "
+        "back"
+    )
+
+
+def _recall(options: argparse.Namespace) -> None:
+    _ask_run(options.name, {"op": "recall"})
+    _say("every connection is closed: idle ones now, others as they come back; new ones are opened as they are needed")
+
+
+def _order(name: str | None, question: Json) -> Json:
+    """Say it to whoever started the workers."""
+    run = _run_to_ask(name)
+    if not run.supervisor.exists():
+        raise _Failure(
+            f"the run {run.name} is a coordinator alone: whoever started its processes decides about them",
+            FAILED,
+        )
+    return _ask(run, run.supervisor, question)
 
 
 def _run_coordinator(options: argparse.Namespace) -> None:
@@ -186,8 +248,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     keygen.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="where to (default: here)")
     keygen.set_defaults(command=_keygen)
+    _add_steering(commands)
     add_jobs(commands, _run_jobs)
     return parser
+
+
+def _add_steering(commands: Any) -> None:
+    def command(name: str, act: Callable[[argparse.Namespace], None], text: str, more: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=more)
+        parser.add_argument("--name", metavar="RUN", help="the run (default: the only one there is)")
+        parser.set_defaults(command=act)
+        return parser
+
+    health = command(
+        "health", _health, "whether all is there, for probes",
+        "End with 0 when the run answers, every worker is up and the coordinator is there; with 1 otherwise. A worker "
+        "is up when it has had a pool or serves a queue; one with neither when it has lived for a second.",
+    )  # fmt: skip
+    health.add_argument("--live", action="store_true", help="0 as soon as the run answers: whether to restart it")
+    health.add_argument("--json", action="store_true", help="print one JSON object")
+    scale = command(
+        "scale", _scale, "have more workers, or fewer",
+        "Have WORKERS workers. Those with the highest numbers end first, as at a TERM: they may take the graceful "
+        "timeout. The budget stays.",
+    )  # fmt: skip
+    scale.add_argument("workers", metavar="WORKERS", type=int, help="1 to 4096")
+    drain = command(
+        "drain", _drain, "have one worker end",
+        "End one worker as at a TERM. Nobody takes its place, until pysqlx-ctl scale.",
+    )  # fmt: skip
+    drain.add_argument("worker", metavar="WORKER", type=int, help="its number, as pysqlx-ctl status shows it")
+    command(
+        "reload", _reload, "replace all workers, one after the other",
+        "Replace every worker by one that runs the script as it is now, and reads the settings file again; the new one "
+        "is up before the old one ends. If the first does not come up, the others stay as they are. HUP does the same.",
+    )  # fmt: skip
+    resize = command(
+        "resize", _resize, "change the budget",
+        "Change the budget of each database, for as long as the run, or the coordinator, lasts. A smaller one is there "
+        "when so many connections have come back; until then nobody gets another.",
+    )  # fmt: skip
+    resize.add_argument("size", metavar="SIZE", type=int, help="1 to 100000 connections")
+    command(
+        "recall", _recall, "have every connection closed and opened anew",
+        "Close idle connections at once, others as they come back, and open new ones as they are needed: before "
+        "maintenance of the database, or after its address has changed.",
+    )  # fmt: skip
 
 
 def _keygen(options: argparse.Namespace) -> None:
@@ -217,12 +323,20 @@ def _keygen(options: argparse.Namespace) -> None:
 
 
 def _ask_run(name: str | None, question: Json) -> Json:
+    run = _run_to_ask(name)
+    return _ask(run, run.control, question)
+
+
+def _run_to_ask(name: str | None) -> RunDirectory:
     try:
-        run = _find_run(name)
+        return _find_run(name)
     except (SettingsError, RunDirectoryError) as error:
         raise _Failure(str(error), USAGE) from None
+
+
+def _ask(run: RunDirectory, path: Path, question: Json) -> Json:
     try:
-        answer = ask(run.control, question)
+        answer = ask(path, question)
     except (OSError, ValueError) as error:
         raise _Failure(
             f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED

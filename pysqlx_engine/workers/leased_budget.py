@@ -37,6 +37,7 @@ from .messages import (
     LeaseState,
     Moved,
     PoolClaim,
+    Recall,
     Refused,
     Report,
     Returned,
@@ -267,6 +268,8 @@ class LeasedBudget:
                         if held.server_id is not None and held.address is not None  # `endable`, for the type checker
                     ]
                 )
+            case Recall():
+                client.recall()
             case Refused(reason=reason):
                 self.refuse(reason)
 

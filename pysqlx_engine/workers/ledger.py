@@ -44,6 +44,7 @@ from .messages import (
     LeaseState,
     Moved,
     PoolClaim,
+    Recall,
     Refused,
     Report,
     Returned,
@@ -346,12 +347,8 @@ class Ledger:
         """A script states the budget's size. Two that state different ones cannot both be right."""
         size = min(claim.max_size, MOST_CONNECTIONS)
         if budget.stated_by is None or not any(other != key for other in budget.pools):
-            budget.size, budget.stated_by = size, claim.name
-            self.records.append(Record("sized", budget.database, (claim.name, 0), size=budget.size))
-            for pool in budget.pools.values():
-                pool.ceiling, pool.current = None, False
-                self._send(pool, Attached(pool.key[1], budget.size))
-            budget.ceilings.clear()
+            self.records.append(Record("sized", budget.database, (claim.name, 0), size=size))
+            self._set_size(budget, size, claim.name)
             return True
         if size == budget.size or claim.leases:  # who holds leases was accepted before
             return True
@@ -361,6 +358,27 @@ class Ledger:
         )
         self.outbox.append((key[0], Refused(key[1], reason)))
         return False
+
+    def _set_size(self, budget: Budget, size: int, stated_by: str) -> None:
+        budget.size, budget.stated_by = size, stated_by
+        for pool in budget.pools.values():
+            pool.ceiling, pool.current, pool.owes_since = None, False, None
+            self._send(pool, Attached(pool.key[1], size))
+        budget.ceilings.clear()
+
+    def resize(self, size: int) -> None:
+        """The operator has another size for every budget. What is leased beyond it is asked back: it is charged, and
+        nothing is granted, until it has come."""
+        self.operator_size = size
+        for budget in list(self.budgets.values()):
+            self._set_size(budget, size, "operator")
+            self._touch(budget)
+
+    def recall(self) -> None:
+        """Ask every lease back: others are granted as they are needed."""
+        for budget in self.budgets.values():
+            for pool in budget.pools.values():
+                self._send(pool, Recall(pool.key[1]))
 
     def _say_capped(self, budget: Budget, claim: PoolClaim) -> None:
         what = (budget.database, claim.max_size)

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from ..pool.budget import Demand, Lease
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 1024 * 1024
 """Bytes. A longer message is dropped unread, and its sender's connection with it."""
 MOST_CONNECTIONS = 1_000_000
@@ -182,7 +182,14 @@ class End(msgspec.Struct, tag="end", array_like=True, frozen=True):
     sessions: list[HeldLease]
 
 
-ToPool = Attached | Refused | Granted | Denied | Ceiling | Ask | End
+class Recall(msgspec.Struct, tag="recall", array_like=True, frozen=True):
+    """Give every lease back: of idle connections at once, of others as they are checked in. What is needed then is
+    asked for anew."""
+
+    pool: int
+
+
+ToPool = Attached | Refused | Granted | Denied | Ceiling | Ask | End | Recall
 
 
 # -- packets, and what opens a session --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import select
 import selectors
@@ -18,13 +19,24 @@ import threading
 import time
 from collections.abc import Mapping
 
-__all__ = ["Pump", "line_prefix"]
+__all__ = ["Pump", "line_prefix", "log_to"]
 
 _CHUNK = 64 * 1024
 _LINE_LIMIT = 1024 * 1024
 _PATIENCE = 1.0  # seconds
 _LOOK = 200  # milliseconds between two looks whether we are in a hurry, while nobody reads
+_PASSES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}  # of a log file: a line is lost, and not the log
 _COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+
+
+def log_to(path: str) -> None:
+    """Have all that is printed from now on go to the end of this file. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    try:
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+    finally:
+        os.close(descriptor)
 
 
 def line_prefix(name: str, color: int, destination: int, environment: Mapping[str, str]) -> bytes:
@@ -151,7 +163,9 @@ class Pump:
                 ]  # a pipe takes that without blocking
             except BlockingIOError:  # somebody made our terminal non-blocking, and others write to it too
                 continue
-            except OSError:
+            except OSError as error:
+                if error.errno in _PASSES:
+                    return
                 # Nobody reads any more (`| head`): the workers' work matters more than their words.
                 self._broken = True
 

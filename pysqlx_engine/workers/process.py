@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHILD_SIGNALS",
+    "STEERING_SIGNALS",
     "become_child",
     "coordinator_main",
     "describe_exit",
@@ -35,6 +36,8 @@ _PR_SET_PDEATHSIG = 1
 
 CHILD_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Blocked while a child is started, so that none of them hits an interpreter that has no handlers yet."""
+STEERING_SIGNALS = frozenset({signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2})
+"""What else a supervisor obeys, as gunicorn's does. In its children they are what they are in any program."""
 
 
 def coordinator_main(

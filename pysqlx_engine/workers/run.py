@@ -13,10 +13,11 @@ import stat
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import SettingsError
-from .process import open_standard_streams
+from .process import STEERING_SIGNALS, open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
@@ -48,6 +49,12 @@ signals:
   TERM, INT   drain: the pools hand out no more connections, the scripts are ended (their own TERM handler, or
               KeyboardInterrupt); what still runs after --graceful-timeout is killed
   second INT, QUIT   kill at once
+  HUP         reload: every worker is replaced, one after the other, the new one up before the old one ends; the
+              settings file is read again. (When the terminal is closed, HUP drains.)
+  TTIN, TTOU  one worker more, one less
+  USR1        open the log file anew, after it was moved away
+  USR2        write the state of everybody to the log, with what each thread does
+pysqlx-ctl scale, drain, reload, resize and recall do the same and more, and answer.
 
 exit status:
   0  every worker has ended with 0, or the run was drained in time
@@ -73,6 +80,7 @@ class _BootFailureError(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
     open_standard_streams()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STEERING_SIGNALS)  # until somebody obeys them: logrotate is not to end us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
     options = _parser().parse_args(argv)
@@ -107,6 +115,8 @@ def _run(options: argparse.Namespace) -> int:
         bind=options.bind,
         curve_keys=options.curve_keys,
         term=options.term,
+        log_file=options.log_file,
+        reload=options.reload,
     )
     target = _target(options.script, options.args)
     _check(target)
@@ -147,14 +157,19 @@ def _run(options: argparse.Namespace) -> int:
         max_memory=settings.max_memory,
         directory=directory,
         script_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        environment=worker_environment(
+        environment=lambda: worker_environment(
             options.settings,
             uri=options.uri,
             max_size=options.max_size,
             curve_keys=options.curve_keys if joins else None,
         ),
+        log_file=settings.log_file,
+        watched=_watched(target) if settings.reload else None,
+        watched_too=[Path(file) for file in (options.settings or os.environ.get("PYSQLX_SETTINGS"),) if file],
     )
     _allow_open_files(plan)
+    if settings.log_file is not None:
+        _log_to(settings)
     try:
         claimed = directory.claim(supervised=True)
     except RunDirectoryError as error:
@@ -213,6 +228,27 @@ def _check(target: Target) -> None:
         raise _BootFailureError(f"{target.name} is no Python source: {error}") from None
 
 
+def _watched(target: Target) -> Path:
+    """The directory of a script's file; of a module, where we are."""
+    if importlib.util.find_spec("watchfiles") is None:
+        raise SettingsError(
+            "--reload: watchfiles is not installed; install it with: pip install 'pysqlx-engine[reload]'"
+        )
+    return Path(target.name).resolve().parent if target.kind == "script" else Path.cwd()
+
+
+def _log_to(settings: RunSettings) -> None:
+    from .output import log_to
+
+    assert settings.log_file is not None
+    if not settings.prefix:
+        raise SettingsError("--no-prefix: with --log-file the lines of all go through one hand, each with its name")
+    try:
+        log_to(settings.log_file)
+    except OSError as error:
+        raise SettingsError(f"--log-file {settings.log_file}: cannot be opened: {error.strerror}") from None
+
+
 def _allow_open_files(plan: RunPlan) -> None:
     """Raise our limit where so many workers need it; the coordinator inherits it, and has two files open for each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -267,6 +303,14 @@ def _parser() -> _Parser:
     option("--graceful-timeout", metavar="SECONDS", text="between draining and killing")
     option("--max-jobs", metavar="N", text="replace a worker that has run so many jobs of a queue")
     option("--max-memory", metavar="MIB", text="replace a worker of a queue that uses so much memory")
+    option("--log-file", metavar="FILE", text="where all that is printed goes, instead of the terminal")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        default=None,
+        help="for development: reload when a Python file in the script's directory, or the settings file, has changed "
+        "[PYSQLX_RELOAD=true]",
+    )
     option("--name", metavar="NAME", text="what pysqlx-ctl knows the run by")
     option("--loop", metavar="LOOP", text="the event loop of asyncio; auto is uvloop when it is installed")
     parser.add_argument(

@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / "control.sock"
 
     @property
+    def supervisor(self) -> Path:
+        """Where `pysqlx-ctl` says what becomes of the workers."""
+        return self.path / "supervisor.sock"
+
+    @property
     def journal(self) -> Path:
         """What the coordinator writes down before it grants."""
         return self.path / "journal"
@@ -114,7 +119,7 @@ class RunDirectory:
             if _is_file(lock, self.lock):
                 break
             os.close(lock)
-        for leftover in (self.socket, self.control):
+        for leftover in (self.socket, self.control, self.supervisor):
             leftover.unlink(missing_ok=True)
         me = os.getpid()
         written = self.path / "owner.new"

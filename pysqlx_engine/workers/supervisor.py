@@ -1,17 +1,16 @@
 """The supervisor: starts the coordinator and the workers, restarts what dies, passes signals on, ends with a status.
 
 One loop, one dictionary of children. Signal handlers do nothing: the interpreter writes the signal's number into a pipe
-that the loop reads. Deaths arrive as pidfds in the same selector, so nothing polls. What to do about a death is decided
-by `RestartPolicy`, which knows no processes and no clock.
+that the loop reads. Deaths arrive as pidfds in the same selector, so nothing polls. Which worker starts or ends is
+decided by `formation`, which knows no processes and no clock.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import os
-import random
+import resource
 import secrets
 import selectors
 import signal
@@ -23,7 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import multiprocess
@@ -31,10 +31,27 @@ from multiprocess import resource_tracker
 from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
+from ..errors import SettingsError
+from .formation import (
+    End,
+    Formation,
+    GiveUp,
+    Place,
+    Promote,
+    Restart,
+    RestartPolicy,
+    Retire,
+    Say,
+    Start,
+    Step,
+    Verdict,
+    too_often,
+)
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
-from .output import Pump, line_prefix
-from .process import CHILD_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
+from .output import Pump, line_prefix, log_to
+from .process import CHILD_SIGNALS, STEERING_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
 from .rundir import RunDirectory
+from .systemd import Systemd
 from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, Target, WorkerSpec
 from .worker import main as worker_main
 
@@ -45,72 +62,24 @@ if TYPE_CHECKING:
     from .control import Json, Reply
     from .coordinator import CoordinatorConfig
 
-__all__ = ["DONE", "FAILED", "Decision", "RestartPolicy", "RunPlan", "Supervisor", "Verdict"]
+__all__ = ["DONE", "FAILED", "RunPlan", "Supervisor"]
 
 DONE = 0
 FAILED = 1
-
-Restart = Literal["never", "on-failure", "always"]
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
 _DISPATCHERS = 2  # that a run is expected to have: one for each queue that it serves
 _DOUBT = 2.0  # seconds after a worker's death in which a dispatcher that dies may not have seen to its jobs
 _START_WITHIN = 60.0  # seconds for a worker that takes another one's place to serve
+_UP_AFTER = 1.0  # seconds that such a worker has to live where neither a pool nor a queue tells that it works
+_UP_WITHOUT_A_POOL = 10.0  # the same where the one before had a pool: this one perhaps starts it when it needs it
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
+MOST_WORKERS = 4096  # as the settings have it
 _OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
 _LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
-
-
-class Verdict(enum.Enum):
-    FINISHED = "finished"
-    RESTART = "restart"
-    GIVE_UP = "give up"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do about a child that died. `delay` in seconds, for a restart."""
-
-    verdict: Verdict
-    delay: float = 0.0
-
-
-class RestartPolicy:
-    """Whether and when one child is started again.
-
-    A child that fails within `EARLY` seconds of its start died early. Each early death in a row doubles the delay
-    before the next start; `LIMIT` of them in a row, and it is given up. A child that lived longer starts afresh. The
-    jitter keeps workers that died together from coming back together.
-    """
-
-    FIRST_DELAY = 0.1
-    EARLY = 60.0
-    LIMIT = 10
-    JITTER = 0.25
-
-    def __init__(self, mode: Restart, jitter: Callable[[], float] = random.random) -> None:
-        """`jitter` gives a number from 0 to 1; a delay is shortened by up to a quarter of itself."""
-        self._mode = mode
-        self._jitter = jitter
-        self._early_deaths = 0
-
-    def died(self, status: int, lived: float) -> Decision:
-        """Decide on a child that ended with `status` (negative: the signal that ended it) after `lived` seconds."""
-        if self._mode == "never" or (status == 0 and self._mode == "on-failure"):
-            return Decision(Verdict.FINISHED)
-        if status == 0:
-            self._early_deaths = 0
-            return Decision(Verdict.RESTART, self._delay(0))
-        self._early_deaths = self._early_deaths + 1 if lived < self.EARLY else 1
-        if self._early_deaths >= self.LIMIT:
-            return Decision(Verdict.GIVE_UP)
-        return Decision(Verdict.RESTART, self._delay(self._early_deaths - 1))
-
-    def _delay(self, doublings: int) -> float:
-        return float(self.FIRST_DELAY * 2**doublings * (1 - self.JITTER * self._jitter()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,60 +107,85 @@ class RunPlan:
     directory: RunDirectory
     script_open_files: int
     """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
-    environment: dict[str, str] = field(default_factory=dict, repr=False)
-    """What the workers get besides our own environment. It may hold a password."""
+    environment: Callable[[], dict[str, str]] = field(default=dict, repr=False)
+    """Reads what the workers get besides our own environment, also from the settings file. It may hold a password."""
+    log_file: str | None = None
+    """Where all that is printed goes, opened anew when we are told."""
+    watched: Path | None = None
+    """The directory in which a change has the workers replaced, with `watched_too`."""
+    watched_too: list[Path] = field(default_factory=list)
 
     @property
     def open_files(self) -> int:
         """How many files the supervisor may have open at once."""
+        replaced = self.max_jobs is not None or self.max_memory is not None
+        return self.open_files_of(2 * self.workers if replaced else self.workers)
+
+    def open_files_of(self, workers: int) -> int:
+        """The same, with so many workers."""
         per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
-        workers = self.workers if self.max_jobs is None and self.max_memory is None else 2 * self.workers
         return _OPEN_FILES + per_child * (workers + self.start_coordinator + _DISPATCHERS)
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for a child: a worker's number, the coordinator, or a queue's dispatcher. It stays while its children
-    come and go."""
+    """A place for the coordinator, or for a queue's dispatcher. It stays while its processes come and go."""
 
     name: str
     policy: RestartPolicy
-    color: int
-    number: int | None = None  # of a worker
     queue: ServedQueue | None = None  # of a dispatcher
     child: _Child | None = None
-    successor: _Child | None = None  # of a worker that is to be replaced: it starts, and does not serve yet
     restarts: int = 0
     restart_at: float | None = None
-    failed: bool = False  # the last child ended badly
     ended_at: float | None = None  # when the last child did
 
 
 @dataclass(slots=True)
 class _Child:
-    slot: _Slot
+    name: str
     process: SpawnProcess
     pidfd: int
     started: float
+    place: Place | None = None  # a worker's
+    slot: _Slot | None = None  # anybody else's
     control: socket.socket | None = None  # all but the coordinator have one
     ready: Connection | None = None  # the coordinator's, until it has said so
     pools: list[PoolStats] | None = None  # its answer to the question that is open
     retired: bool = False  # told to end, because another one takes its place
     kill_at: float | None = None
+    up_at: float | None = None  # when it counts as up, if it has not said so
+    had_a_pool: bool = False
     serves: Counter[str] = field(default_factory=Counter)  # its queues, by their sockets
+
+    serving: int = 0  # queues of which it can be given jobs
+    told_to_end: bool = False  # a dispatcher, or the coordinator
+    dead: bool = False
 
     @property
     def pid(self) -> int:
         return int(self.process.pid or 0)
 
+    def lives_well(self, now: float) -> bool:
+        """As far as can be told of one that serves no queue."""
+        return not self.serves and (self.had_a_pool or now - self.started >= _UP_AFTER)
+
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def tell(self, operation: str, **more: object) -> None:
-        if self.control is not None:
-            with contextlib.suppress(OSError):  # dead, or not reading: then the signal has to do
-                self.control.send(json.dumps({"op": operation, **more}).encode())
+    def tell(self, operation: str, **more: object) -> bool:
+        """False: it cannot be told, because it is dead, or does not read."""
+        if self.control is None:
+            return False
+        try:
+            self.control.send(json.dumps({"op": operation, **more}).encode())
+        except OSError:
+            return False
+        return True
+
+
+class _RefusedOrder(Exception):
+    """Why it is not done."""
 
 
 class Supervisor:
@@ -202,20 +196,25 @@ class Supervisor:
         self._run_id = secrets.token_hex(4)
         self._context = multiprocess.get_context("spawn")
         self._selector = selectors.DefaultSelector()
-        self._slots: list[_Slot] = [
-            _Slot(f"worker {number}", RestartPolicy(plan.restart), number, number=number)
-            for number in range(plan.workers)
-        ]
+        shared_budget = plan.start_coordinator or plan.coordinator is not None
+        self._formation = Formation(
+            plan.workers, plan.restart, shared_budget=shared_budget, development=plan.watched is not None
+        )
+        self._shared_budget = shared_budget
+        self._settings = plan.environment()
+        self._max_size = plan.max_size
         self._coordinator: _Slot | None = None
         if plan.start_coordinator:
-            self._coordinator = _Slot("coordinator", RestartPolicy("always"), -1)
+            self._coordinator = _Slot("coordinator", RestartPolicy("always"))
         self._dispatchers: dict[str, _Slot] = {}  # by the socket of their queue
         self._died_at = 0.0  # when a worker has died last
         self._children: dict[int, _Child] = {}  # by pid
         self._workers_started = False
         self._any_had_a_pool = False
         self._stopping = False  # nothing is started any more
+        self._systemd = Systemd(os.environ)
         self._told_to_stop = False
+        self._had_terminal = _has_terminal()
         self._interrupts = 0
         self._kill_at: float | None = None
         self._status = DONE
@@ -232,18 +231,19 @@ class Supervisor:
         """Run the plan to its end. Returns the exit status: 0 done, 1 a script failed, 3 boot failure."""
         setproctitle(f"pysqlx-run: supervisor {self._plan.name}")
         try:
-            with self._signals(), self._control_server():
+            with self._signals(), self._control_server(), self._file_watch():
                 self._start()
                 while self._children or self._restarts_pending():
                     self._step()
         finally:
             for child in self._children.values():  # only after an error of our own
                 kill_group(child.pid)
+            self._systemd.close()
             os.close(self._messages)
             grace = _OUTPUT_GRACE if self._told_to_stop else None
             self._stderr.close(grace)
             self._stdout.close(grace)
-        if self._status == DONE and any(slot.failed for slot in self._slots):
+        if self._status == DONE and self._formation.failed:
             return FAILED
         return self._status
 
@@ -260,18 +260,16 @@ class Supervisor:
 
     def _start_workers(self) -> None:
         self._workers_started = True
-        for slot in self._slots:
-            self._start_child(slot)
+        self._perform(self._formation.start())
         self._wind_down()  # if none could be started, no death will tell
 
     def _restarts_pending(self) -> bool:
-        return any(slot.restart_at is not None for slot in self._all_slots())
+        return not self._formation.over or any(slot.restart_at is not None for slot in self._slots())
 
-    def _all_slots(self) -> Iterator[_Slot]:
+    def _slots(self) -> Iterator[_Slot]:
         if self._coordinator is not None:
             yield self._coordinator
         yield from self._dispatchers.values()
-        yield from self._slots
 
     def _step(self) -> None:
         """Wait for something to happen and deal with it, then with what the time has come for."""
@@ -284,22 +282,63 @@ class Supervisor:
             self._kill_after_grace()
         for child in list(self._children.values()):
             if child.kill_at is not None and now >= child.kill_at:
-                child.kill_at = None
-                self._say(f"{child.slot.name} ({child.pid}) has not ended in time: killing it")
+                child.kill_at = child.up_at = None
+                self._say(f"{child.name} ({child.pid}) has not ended in time: killing it")
                 kill_group(child.pid)
+            if child.up_at is not None and now >= child.up_at:
+                self._is_up(child)
         if self._answer_by is not None and now >= self._answer_by:
             self._answer()
-        for slot in self._all_slots():
+        for slot in list(self._slots()):
             if slot.restart_at is not None and now >= slot.restart_at:
                 slot.restart_at = None
                 slot.restarts += 1
                 self._start_child(slot)
                 self._wind_down()
+        due = self._formation.due()
+        if due is not None and now >= due:
+            self._perform(self._formation.tick(now))
+        self._wind_down()
+        self._tell_systemd(now)
+
+    def _tell_systemd(self, now: float) -> None:
+        told = self._systemd
+        if not told.listens:
+            return
+        if told.due is not None and now >= told.due:
+            told.alive()
+        if self._stopping:
+            told.stopping()
+        elif not self._formation.reloading:
+            health = self._health(now)
+            status = f"{health['up']} of {health['workers']} workers"
+            told.ready(status) if health["ready"] else told.not_ready(status)
+
+    @property
+    def _looks_up_at(self) -> float | None:
+        """When the next worker counts as up although it has said nothing."""
+        if not self._systemd.listens:
+            return None
+        now = time.monotonic()
+        moments = [child.started + _UP_AFTER for child in self._workers()]
+        return min((moment for moment in moments if moment > now), default=None)
+
+    def _health(self, now: float) -> Json:
+        """Whether all that is to be there is there. A worker that says neither of a pool nor of a queue is up when it
+        has lived for a second."""
+        workers = self._formation.expected if self._workers_started else self._formation.staying
+        children = [self._children[place.process] for place in workers if place.process is not None]
+        up = sum(bool(child.serving) or child.lives_well(now) for child in children)
+        coordinator = self._coordinator is None or self._coordinator.child is not None
+        ready = up == len(workers) and coordinator and self._workers_started and not self._stopping
+        return {"ready": ready, "workers": len(workers), "up": up, "coordinator": coordinator}
 
     def _time_to_wait(self) -> float | None:
-        moments = [slot.restart_at for slot in self._all_slots() if slot.restart_at is not None]
-        moments += [child.kill_at for child in self._children.values() if child.kill_at is not None]
-        moments += [moment for moment in (self._kill_at, self._answer_by) if moment is not None]
+        due = [slot.restart_at for slot in self._slots()]
+        due += [moment for child in self._children.values() for moment in (child.kill_at, child.up_at)]
+        due += [self._kill_at, self._answer_by, self._formation.due(), self._systemd.due]
+        due += [self._looks_up_at]
+        moments = [moment for moment in due if moment is not None]
         return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
     def _say(self, text: str) -> None:
@@ -309,14 +348,52 @@ class Supervisor:
 
     # -- children -----------------------------------------------------------------------------------------------------
 
+    def _perform(self, steps: Iterator[Step]) -> None:
+        """Do what the formation has decided."""
+        for step in steps:
+            match step:
+                case Start(place=place, takes_over=takes_over):
+                    self._start_worker(place, takes_over=takes_over)
+                case Promote(pid=pid):
+                    self._children[pid].kill_at = self._children[pid].up_at = None
+                case Retire(pid=pid):
+                    child = self._children[pid]
+                    child.retired = True
+                    if not child.tell("retire"):  # it does not listen
+                        self._end(child)
+                case End(pid=pid):
+                    self._end(self._children[pid])
+                case Say(text=text):
+                    self._say(text)
+                case GiveUp():
+                    self._status = FAILED
+                    self._stop()
+
+    def _start_worker(self, place: Place, *, takes_over: bool) -> None:
+        try:
+            child = self._launch(f"worker {place.number}", place.number, place=place)
+        except OSError as error:  # no descriptor, process or memory to be had: that may pass
+            reason, now = error.strerror or str(error), time.monotonic()
+            self._perform(self._formation.not_started(place, reason, now, takes_over=takes_over))
+            return
+        if takes_over:
+            child.kill_at = child.started + _START_WITHIN
+            before = self._children.get(place.process or 0)
+            if before is None or not before.serves:
+                had_a_pool = before is not None and before.had_a_pool
+                child.up_at = child.started + (_UP_WITHOUT_A_POOL if had_a_pool else _UP_AFTER)
+        self._watch(child)
+        self._formation.started(place, child.pid, takes_over=takes_over)
+        if self._systemd.due is not None and child.started >= self._systemd.due:
+            self._systemd.alive()  # many of them take a while
+
     def _start_child(self, slot: _Slot) -> None:
         try:
-            child = self._launch(slot)
-        except OSError as error:  # no descriptor, process or memory to be had: that may pass
+            child = self._launch(slot.name, -1, slot=slot)
+        except OSError as error:
             self._decide(slot, f"could not be started: {error.strerror or error}", 1, 0.0)
             return
         slot.child = child
-        slot.failed = False
         self._watch(child)
 
     def _watch(self, child: _Child) -> None:
@@ -327,32 +404,34 @@ class Supervisor:
         if child.ready is not None:
             self._selector.register(child.ready, selectors.EVENT_READ, lambda: self._on_ready(child))
 
-    def _launch(self, slot: _Slot) -> _Child:
+    def _launch(self, name: str, color: int, *, place: Place | None = None, slot: _Slot | None = None) -> _Child:
         """Start a process. Raises OSError, and has left nothing behind then, when the system does not let us."""
         control = ready = None
         arguments: tuple[object, ...]
         # The child's ends of its pipes, which we close once it has them; and ours, which stay if it was started.
         with contextlib.ExitStack() as its_ends, contextlib.ExitStack() as our_ends:
-            stdout, stderr = self._output_pipes(slot, its_ends)
-            if slot is self._coordinator:
+            stdout, stderr = self._output_pipes(name, color, its_ends)
+            if slot is not None and slot is self._coordinator:
                 ready, child_ready = self._context.Pipe(duplex=False)
                 our_ends.callback(ready.close)
                 its_ends.callback(child_ready.close)
                 arguments = (os.getpid(), self._coordinator_config(), child_ready, stdout, stderr)
-                process = self._context.Process(target=coordinator_main, args=arguments, name=slot.name)
+                process = self._context.Process(target=coordinator_main, args=arguments, name=name)
             else:
                 # Datagrams in order: one message, one piece, and a send never blocks.
                 control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 our_ends.callback(control.close)
                 its_ends.callback(child_control.close)
                 control.setblocking(False)
-                spec, target = (
-                    (self._worker_spec(slot), worker_main)
-                    if slot.queue is None
-                    else (self._dispatcher_spec(slot, slot.queue), dispatcher_main)
-                )
+                target: Callable[..., None] = worker_main
+                if place is not None:
+                    spec: WorkerSpec | DispatcherSpec = self._worker_spec(place)
+                else:
+                    assert slot is not None
+                    assert slot.queue is not None
+                    spec, target = self._dispatcher_spec(slot, slot.queue), dispatcher_main
                 arguments = (spec, child_control, stdout, stderr)
-                process = self._context.Process(target=target, args=arguments, name=slot.name)
+                process = self._context.Process(target=target, args=arguments, name=name)
             with _hidden_main_module(), _blocked(CHILD_SIGNALS):
                 process.start()
             # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We
@@ -366,9 +445,11 @@ class Supervisor:
                 process.close()
                 raise
             our_ends.pop_all()
-        return _Child(slot, process, pidfd, time.monotonic(), control=control, ready=ready)
+        return _Child(name, process, pidfd, time.monotonic(), place, slot, control=control, ready=ready)
 
-    def _output_pipes(self, slot: _Slot, its_ends: contextlib.ExitStack) -> tuple[Connection | None, Connection | None]:
+    def _output_pipes(
+        self, name: str, color: int, its_ends: contextlib.ExitStack
+    ) -> tuple[Connection | None, Connection | None]:
         if not self._plan.prefix:
             return None, None
         ends = []
@@ -376,14 +457,14 @@ class Supervisor:
             reader, writer = self._context.Pipe(duplex=False)
             its_ends.callback(writer.close)
             with reader:
-                pump.add(os.dup(reader.fileno()), line_prefix(slot.name, slot.color, destination, os.environ))
+                pump.add(os.dup(reader.fileno()), line_prefix(name, color, destination, os.environ))
             ends.append(writer)
         return ends[0], ends[1]
 
     def _environment(self) -> dict[str, str]:
         """What workers and dispatchers have to know of the run."""
         plan = self._plan
-        environment = plan.environment | {"PYSQLX_RUN_ID": self._run_id, "PYSQLX_RUN_NAME": plan.name}
+        environment = self._settings | {"PYSQLX_RUN_ID": self._run_id, "PYSQLX_RUN_NAME": plan.name}
         address = plan.coordinator
         if self._coordinator is not None:
             address = f"ipc://{plan.directory.socket}"
@@ -391,20 +472,25 @@ class Supervisor:
             environment["PYSQLX_COORDINATOR"] = address
         return environment
 
-    def _worker_spec(self, slot: _Slot) -> WorkerSpec:
+    def _worker_spec(self, place: Place) -> WorkerSpec:
         plan = self._plan
         environment = self._environment() | {
-            "PYSQLX_WORKER_ID": str(slot.number),
-            "PYSQLX_WORKER_COUNT": str(plan.workers),
-            "PYSQLX_WORKER_RESTARTS": str(slot.restarts),
+            "PYSQLX_WORKER_ID": str(place.number),
+            "PYSQLX_WORKER_COUNT": str(len(self._formation.staying)),
+            "PYSQLX_WORKER_RESTARTS": str(place.restarts),
             "PYSQLX_GRACEFUL_TIMEOUT": str(plan.graceful_timeout),
-            # A worker that is the only one dispatches its jobs itself.
-            DIRECTORY: str(plan.directory.path) if plan.workers > 1 else "",
+            # A worker that stays the only one dispatches its jobs itself.
+            DIRECTORY: str(plan.directory.path) if self._shared_budget else "",
             MAX_JOBS: str(plan.max_jobs or ""),
             MAX_MEMORY: str(plan.max_memory or ""),
         }
         return WorkerSpec(
-            f"pysqlx-run: {slot.name}", os.getpid(), plan.target, environment, plan.uvloop, plan.script_open_files
+            f"pysqlx-run: worker {place.number}",
+            os.getpid(),
+            plan.target,
+            environment,
+            plan.uvloop,
+            plan.script_open_files,
         )
 
     def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
@@ -426,7 +512,7 @@ class Supervisor:
 
         return CoordinatorConfig(
             directory=str(self._plan.directory.path),
-            max_size=self._plan.max_size,
+            max_size=self._max_size,
             name=self._plan.name,
             bind=self._plan.bind,
             curve_keys=self._plan.curve_keys,
@@ -471,11 +557,12 @@ class Supervisor:
         try:
             message: Message = _MESSAGE.decode(data)
         except (ValueError, RecursionError):  # the user's code runs in that process: nothing it sends may end us
-            self._say(f"{child.slot.name} sent something that is no message ({len(data)} bytes): ignored")
+            self._say(f"{child.name} sent something that is no message ({len(data)} bytes): ignored")
             return
         match message:
             case PoolStarted():
-                self._any_had_a_pool = True
+                self._any_had_a_pool = child.had_a_pool = True
+                self._may_be_up(child)
             case Statistics():
                 child.pools = message.pools
                 self._answer_if_complete()
@@ -487,67 +574,57 @@ class Supervisor:
             case Retired():
                 self._on_retired(child)
             case Recycle():
-                self._recycle(child, message.reason)
+                self._perform(self._formation.recycle(child.pid, message.reason))
             case Serving():
-                self._on_serving(child)
+                child.serving += 1
+                self._may_be_up(child)
 
     def _dispatch(self, queue: ServedQueue) -> None:
         """See to it that a queue has a dispatcher."""
         if queue.socket in self._dispatchers or self._stopping:
             return
         number = f" {len(self._dispatchers) + 1}" if self._dispatchers else ""
-        slot = _Slot(f"dispatcher{number}", RestartPolicy("always"), -1, queue=queue)
+        slot = _Slot(f"dispatcher{number}", RestartPolicy("always"), queue=queue)
         self._dispatchers[queue.socket] = slot
         self._start_child(slot)
 
-    # A worker asks to be replaced. Where its budget is everybody's, the new one is up before it goes; where a worker
-    # has a budget of its own, two of them would have two budgets.
-
-    def _recycle(self, child: _Child, reason: str) -> None:
-        slot = child.slot
-        if self._stopping or slot.child is not child or slot.successor is not None or child.retired:
+    def _may_be_up(self, child: _Child) -> None:
+        """Whether a worker that takes another one's place can do by now what that one does."""
+        place = child.place
+        if place is None or place.successor != child.pid or child.dead:
             return
-        if any(other.retired for other in self._workers() if other.slot is slot):
-            return  # the one before it has not ended its last job: it will ask again
-        self._say(f"{slot.name} {reason}: another one takes its place")
-        if self._coordinator is None and self._plan.coordinator is None:
-            self._retire(child)
-            return
-        try:
-            slot.successor = self._launch(slot)
-        except OSError as error:  # that may pass: it will ask again
-            self._say(f"{slot.name}: the other one could not be started: {error.strerror or error}")
-            return
-        slot.successor.kill_at = time.monotonic() + _START_WITHIN
-        self._watch(slot.successor)
+        before = self._children.get(place.process or 0)
+        queues = before.serves.total() if before is not None else 0
+        if child.serving >= queues:
+            self._is_up(child)
 
-    def _on_serving(self, child: _Child) -> None:
-        slot = child.slot
-        if slot.successor is child:
-            slot.successor, before, slot.child = None, slot.child, child
-            child.kill_at = None
-            if before is not None:
-                self._retire(before)
-
-    def _retire(self, child: _Child) -> None:
-        child.retired = True
-        child.tell("retire")
+    def _is_up(self, child: _Child) -> None:
+        child.up_at = None
+        self._perform(self._formation.up(child.pid))
 
     def _on_retired(self, child: _Child) -> None:
         """Its jobs have ended: and now the rest of the script."""
-        if child.retired and not self._stopping:
-            child.kill_at = time.monotonic() + self._plan.graceful_timeout
-            child.tell("drain")
-            child.signal(signal.SIGTERM)
+        if child.retired and child.kill_at is None and not self._stopping:
+            self._end(child)
+
+    def _end(self, child: _Child) -> None:
+        child.kill_at, child.up_at = time.monotonic() + self._plan.graceful_timeout, None
+        child.tell("drain")
+        child.signal(signal.SIGTERM)
 
     def _on_boot_failure(self, child: _Child, failure: BootFailure) -> None:
-        slot = child.slot
-        if slot.successor is child:  # the one that it was to replace goes on
-            self._say(f"{slot.name}: {failure.error}")
+        place = child.place
+        if (
+            place is None
+            or place.process != child.pid
+            or self._formation.ever_reloaded
+            or self._plan.watched is not None
+        ):
+            self._say(f"{child.name}: {failure.error}")  # others go on, or it is mended by the next reload
             return
         # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
-        if failure.curable and (slot.restarts > 0 or self._any_had_a_pool):
-            self._say(f"{slot.name}: {failure.error}")
+        if failure.curable and (place.restarts > 0 or self._any_had_a_pool):
+            self._say(f"{child.name}: {failure.error}")
         else:
             self._cannot_boot(failure.error)
 
@@ -558,60 +635,44 @@ class Supervisor:
             self._stop()
 
     def _on_death(self, child: _Child) -> None:
+        child.dead = True
         while data := self._receive(child):
             self._hear(child, data)  # its last words come first: they may be why it died
-        pid, status = child.pid, self._bury(child)
-        slot = child.slot
-        slot.ended_at = time.monotonic()
-        if slot.number is not None:
+        pid, lived = child.pid, time.monotonic() - child.started
+        status = self._bury(child)
+        how, now = describe_exit(status), time.monotonic()
+        if child.place is not None:
             if status:
-                self._died_at = time.monotonic()
+                self._died_at = now
             for dispatcher in self._dispatchers.values():
                 if dispatcher.child is not None:
                     dispatcher.child.tell("died", pid=pid, how=_as_a_reason(status), well=status == 0)
-        if self._stopping:
-            slot.failed = slot.failed or status not in (0, -signal.SIGTERM)
-            if slot.queue is not None and self._workers():  # who still report to it
-                self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
-        elif slot.successor is child:
-            slot.successor = None
-            self._say(f"{slot.name}: the other one {describe_exit(status)} before it served")
-        elif slot.child is not child:  # it was replaced
-            if status:
-                self._say(f"{slot.name} ({pid}) {describe_exit(status)}")
-        elif slot.successor is not None or child.retired:
-            if status and not child.retired:
-                self._say(f"{slot.name} ({pid}) {describe_exit(status)}")
-            slot.child, slot.successor = slot.successor, None
-            if slot.child is None:
-                self._start_child(slot)
-            else:
-                slot.child.kill_at = None  # it takes nobody's place any more
-        elif slot is self._coordinator and not self._workers_started and status > 0:
-            self._cannot_boot(f"the coordinator could not start: it {describe_exit(status)}")
+            self._perform(self._formation.ended(pid, how, status, lived, now))
         else:
-            self._decide(slot, describe_exit(status), status, time.monotonic() - child.started)
-        if slot.child is child:
-            slot.child = None
+            assert child.slot is not None
+            self._slot_is_empty(child.slot, how, status, lived)
         self._wind_down()
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
-    def _decide(self, slot: _Slot, end: str, status: int, lived: float) -> None:
-        """What comes after `end`: how the child ended, in words."""
-        slot.failed = status != 0
+    def _slot_is_empty(self, slot: _Slot, how: str, status: int, lived: float) -> None:
+        slot.child, slot.ended_at = None, time.monotonic()
+        if self._stopping:
+            if slot.queue is not None and self._workers():  # who still report to it
+                self._decide(slot, how, status, lived)
+        elif slot is self._coordinator and not self._workers_started and status > 0:
+            self._cannot_boot(f"the coordinator could not start: it {how}")
+        else:
+            self._decide(slot, how, status, lived)
+
+    def _decide(self, slot: _Slot, how: str, status: int, lived: float) -> None:
         decision = slot.policy.died(status, lived)
         if decision.verdict is Verdict.RESTART:
             slot.restart_at = time.monotonic() + decision.delay
-            self._say(f"{slot.name} {end}; starting it again in {decision.delay:.1f} s")
+            self._say(f"{slot.name} {how}; starting it again in {decision.delay:.1f} s")
         elif decision.verdict is Verdict.GIVE_UP:
             self._status = FAILED
-            self._say(
-                f"{slot.name} {end}, the {RestartPolicy.LIMIT}th failure in a row within "
-                f"{RestartPolicy.EARLY:.0f} s of a start; giving up"
-            )
+            self._say(f"{slot.name} {how}, {too_often()}")
             self._stop()
-        elif slot.failed:
-            self._say(f"{slot.name} {end}")
 
     def _bury(self, child: _Child) -> int:
         """Reap a dead child and close what we had of it. Returns its status, negative for a signal."""
@@ -641,16 +702,17 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Drain: workers end by themselves, or are killed after the graceful timeout."""
+        self._stdout.hurry()
+        self._stderr.hurry()
         if self._stopping:
             return
         self._stopping = True
         self._kill_at = time.monotonic() + self._plan.graceful_timeout
-        self._stdout.hurry()
-        self._stderr.hurry()
-        for slot in self._all_slots():
-            if slot.restart_at is not None and slot.queue is None:  # whose dispatcher the workers still report to
-                slot.restart_at, slot.failed = None, False  # its next child would have made up for the last
+        self._formation.stop()
+        if self._coordinator is not None:  # not the dispatchers, to which the workers still report
+            self._coordinator.restart_at = None
         for child in self._workers():
+            child.kill_at = child.up_at = None  # there is one time for all now
             child.tell("drain")
             child.signal(signal.SIGTERM)
         self._wind_down()
@@ -658,27 +720,29 @@ class Supervisor:
     def _wind_down(self) -> None:
         """When the last worker has ended: end the dispatchers, and when the last of those has ended, the coordinator:
         each served those before it until then."""
-        if self._workers() or any(slot.restart_at is not None for slot in self._slots):
+        if not self._formation.over:
             return
         if not self._workers_started and not self._stopping:
             return
         self._stopping = True
-        for slot in self._all_slots():
+        self._formation.stop()
+        for slot in self._slots():
             slot.restart_at = None
-        for child in (ending := self._next_to_end()):
-            child.signal(signal.SIGTERM)
-        if ending:
-            self._kill_at = time.monotonic() + _COORDINATOR_GRACE
+        for child in self._next_to_end():
+            if not child.told_to_end:
+                child.told_to_end = True
+                child.signal(signal.SIGTERM)
+                self._kill_at = time.monotonic() + _COORDINATOR_GRACE
 
     def _next_to_end(self) -> list[_Child]:
         """The workers, when they have ended the dispatchers, and then the coordinator."""
-        dispatchers = [child for child in self._children.values() if child.slot.queue is not None]
+        dispatchers = [slot.child for slot in self._dispatchers.values() if slot.child is not None]
         return self._workers() or dispatchers or list(self._children.values())
 
     def _kill_after_grace(self) -> None:
         late = self._next_to_end()
         for child in late:
-            self._say(f"{child.slot.name} has not ended in time: killing it")
+            self._say(f"{child.name} has not ended in time: killing it")
         self._kill(late)
 
     def _kill(self, children: list[_Child]) -> None:
@@ -690,17 +754,19 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """TERM, INT and QUIT come into the loop, except those that we were started to ignore."""
+        """Those that we obey come into the loop, except those that we were started to ignore."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        before = {number: signal.getsignal(number) for number in CHILD_SIGNALS}
+        before = {number: signal.getsignal(number) for number in CHILD_SIGNALS | STEERING_SIGNALS}
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._selector.register(reader, selectors.EVENT_READ, lambda: self._on_signals(os.read(reader, 1024)))
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, _leave_it_to_the_loop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STEERING_SIGNALS)
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STEERING_SIGNALS)  # it is too late for them
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(previous)
@@ -709,30 +775,199 @@ class Supervisor:
             os.close(writer)
 
     def _on_signals(self, numbers: bytes) -> None:
-        self._told_to_stop = True
-        self._interrupts += numbers.count(signal.SIGINT)
-        self._stop()
-        if self._interrupts > 1 or signal.SIGQUIT in numbers:
-            self._kill(list(self._children.values()))
+        ends = {number for number in numbers if number in CHILD_SIGNALS}
+        if signal.SIGHUP in numbers and self._lost_its_terminal():
+            ends.add(signal.SIGHUP)
+        if ends:
+            self._told_to_stop = True
+            self._interrupts += numbers.count(signal.SIGINT)
+            self._stop()
+            if self._interrupts > 1 or signal.SIGQUIT in numbers:
+                self._kill(list(self._children.values()))
+            return
+        for number in numbers:
+            match number:
+                case signal.SIGHUP:
+                    self._take_order(self._reload)
+                case signal.SIGTTIN:
+                    self._take_order(lambda: self._scale(len(self._formation.expected) + 1))
+                case signal.SIGTTOU:
+                    self._take_order(lambda: self._scale(len(self._formation.expected) - 1))
+                case signal.SIGUSR1:
+                    self._take_order(self._reopen_log)
+                case signal.SIGUSR2:
+                    self._dump()
 
-    # -- pysqlx-ctl, when we have no coordinator that it could ask ----------------------------------------------------
+    # -- what people tell us while we run -----------------------------------------------------------------------------
+
+    def _check_that_it_runs(self) -> None:
+        if self._stopping:
+            raise _RefusedOrder("the run is ending")
+        if not self._workers_started:
+            raise _RefusedOrder("the run is still starting")
+
+    def _take_order(self, order: Callable[[], object]) -> None:
+        """Of a signal, which gets no answer."""
+        try:
+            order()
+        except _RefusedOrder as error:
+            self._say(str(error))
+
+    def _lost_its_terminal(self) -> bool:
+        """Whether a HUP says that our terminal is gone, and not that somebody wants a reload."""
+        return self._had_terminal and not _has_terminal()
+
+    def _reload(self) -> int:
+        """Replace the workers by others, with what the script and the settings file say now."""
+        self._check_that_it_runs()
+        with contextlib.suppress(_RefusedOrder):  # then some have to wait until others have ended
+            self._allow_open_files(2 * len(self._formation.expected))
+        try:
+            self._settings = self._plan.environment()
+        except SettingsError as error:
+            raise _RefusedOrder(f"nothing is reloaded: {error}") from None
+        self._systemd.reloading()
+        self._perform(self._formation.reload())
+        return len(self._formation.staying)
+
+    def _allow_open_files(self, workers: int) -> None:
+        needed = self._plan.open_files_of(workers)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if needed > soft:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            except (ValueError, OSError):
+                raise _RefusedOrder(
+                    f"{workers} workers need {needed} open files, and the hard limit is {hard}"
+                ) from None
+
+    def _scale(self, workers: int) -> int:
+        self._check_that_it_runs()
+        if not self._shared_budget:
+            raise _RefusedOrder(
+                "this run has one worker and no coordinator, so that a second one would have a budget of its own: "
+                "start it with --coordinator, or with more workers"
+            )
+        if not 1 <= workers <= MOST_WORKERS:
+            raise _RefusedOrder(f"{workers} workers: it has to be from 1 to {MOST_WORKERS}; TERM ends the run")
+        self._allow_open_files(workers)
+        before = len(self._formation.expected)
+        if workers != before:
+            self._say(f"{workers} workers from now on, where there were {before}")
+        self._perform(self._formation.scale(workers))
+        return workers
+
+    def _drain(self, number: int) -> int:
+        self._check_that_it_runs()
+        place = self._formation.places.get(number)
+        if place is None or place.leaving:
+            known = ", ".join(str(place.number) for place in self._formation.staying)
+            raise _RefusedOrder(f"there is no worker {number}; there are {known}")
+        if [place.number for place in self._formation.expected] == [number]:
+            raise _RefusedOrder(f"worker {number} is the only one: TERM ends the run")
+        self._say(f"worker {number} ends, and nobody takes its place")
+        self._perform(self._formation.leave(number))
+        return number
+
+    def _reopen_log(self) -> None:
+        if self._plan.log_file is None:
+            raise _RefusedOrder("USR1: there is no log file to open anew, see --log-file")
+        try:
+            log_to(self._plan.log_file)
+        except OSError as error:
+            raise _RefusedOrder(
+                f"cannot open {self._plan.log_file}: {error.strerror}; going on with the old one"
+            ) from None
+
+    def _dump(self) -> None:
+        """Everybody's state to the log."""
+        now = time.monotonic()
+        self._say(f"state of the run {self._plan.name}: {len(self._formation.staying)} workers")
+        for child in self._children.values():
+            place = self._formation.place_of(child.pid)
+            what = (
+                ""
+                if place is None or place.process == child.pid
+                else (", takes over" if place.successor == child.pid else ", ends")
+            )
+            self._say(f"  {child.name} ({child.pid}): since {now - child.started:.1f} s{what}")
+            if child.slot is None or child.slot is not self._coordinator:
+                child.tell("dump")
+            elif child.ready is None:  # before that it has no handler
+                child.signal(signal.SIGUSR2)
+        for place in self._formation.places.values():
+            if place.restart_at is not None:
+                self._say(f"  worker {place.number}: starts again in {max(0.0, place.restart_at - now):.1f} s")
+
+    @contextlib.contextmanager
+    def _file_watch(self) -> Iterator[None]:
+        if self._plan.watched is None:
+            yield
+            return
+        from .watching import FileWatch
+
+        with contextlib.closing(FileWatch(self._plan.watched, self._plan.watched_too)) as files:
+            self._selector.register(files, selectors.EVENT_READ, lambda: self._on_change(files.changed()))
+            yield
+            self._selector.unregister(files)
+
+    def _on_change(self, names: list[str]) -> None:
+        if not names:
+            return
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self._say(f"{os.path.basename(names[0])}{more} has changed")
+        self._take_order(self._reload)
+
+    # -- pysqlx-ctl ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _control_server(self) -> Iterator[None]:
-        if self._coordinator is not None:
-            yield
-            return
+        """Orders, and, when we have no coordinator that could be asked, questions."""
         from .control import ControlServer
 
-        with contextlib.closing(ControlServer(self._plan.directory.control, self._on_question)) as server:
-            self._selector.register(server, selectors.EVENT_READ, server.handle_readable)
+        paths = [self._plan.directory.supervisor]
+        if self._coordinator is None:
+            paths.append(self._plan.directory.control)
+        with contextlib.ExitStack() as servers:
+            for path in paths:
+                server = servers.enter_context(contextlib.closing(ControlServer(path, self._on_question)))
+                self._selector.register(server, selectors.EVENT_READ, server.handle_readable)
+                servers.callback(self._selector.unregister, server)
             yield
-            self._selector.unregister(server)
 
     def _on_question(self, question: Json, reply: Reply) -> None:
-        if question.get("op") != "status":
-            reply({"error": f"unknown question {question.get('op')!r}"})
-            return
+        from .control import SIZES
+
+        try:
+            match question:
+                case {"op": "status"}:
+                    self._ask_workers(reply)
+                case {"op": "health"}:
+                    reply(self._health(time.monotonic()))
+                case {"op": "reload"}:
+                    reply({"workers": self._reload()})
+                case {"op": "scale", "workers": int(workers)}:
+                    reply({"workers": self._scale(workers)})
+                case {"op": "drain", "worker": int(number)}:
+                    reply({"worker": self._drain(number)})
+                case {"op": "resize", "size": int(size)} if self._coordinator is not None and size in SIZES:
+                    self._max_size = size  # of the next coordinator, if this one dies; it has been told itself
+                    reply({"size": size})
+                case {"op": "resize", "size": int(size)} if size not in SIZES:
+                    raise _RefusedOrder(f"a budget of {size}: it has to be from {SIZES.start} to {SIZES.stop - 1}")
+                case {"op": "resize" | "recall"}:
+                    where = self._plan.coordinator
+                    raise _RefusedOrder(
+                        f"the budget is that of the coordinator at {where}: say it there"
+                        if where is not None
+                        else "this run has no coordinator: its pools have budgets of their own"
+                    )
+                case _:
+                    raise _RefusedOrder(f"unknown question {question!r}")
+        except _RefusedOrder as error:
+            reply({"error": str(error)})
+
+    def _ask_workers(self, reply: Reply) -> None:
         self._questions.append(reply)
         if self._answer_by is None:
             self._answer_by = time.monotonic() + _STATS_TIMEOUT
@@ -755,7 +990,7 @@ class Supervisor:
         self._questions.clear()
 
     def _workers(self) -> list[_Child]:
-        return [child for child in self._children.values() if child.slot.number is not None]
+        return [child for child in self._children.values() if child.place is not None]
 
     def status(self) -> Json:
         """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools.
@@ -765,16 +1000,17 @@ class Supervisor:
         """
         workers = [
             {
-                "worker": child.slot.number,
+                "worker": child.place.number,
                 "pid": child.pid,
                 "uptime": round(time.monotonic() - child.started, 3),
-                "restarts": child.slot.restarts,
+                "restarts": child.place.restarts,
                 **_numbers(child.pools or []),
                 "pools": [
                     {"name": pool.name, "database": pool.database, **_numbers([pool])} for pool in child.pools or []
                 ],
             }
             for child in self._workers()
+            if child.place is not None
         ]
         by_database: dict[str, list[PoolStats]] = {}
         for child in self._workers():
@@ -803,6 +1039,15 @@ def _numbers(pools: list[PoolStats]) -> dict[str, int]:
         "idle": sum(pool.idle for pool in pools),
         "waiting": sum(pool.waiting for pool in pools),
     }
+
+
+def _has_terminal() -> bool:
+    """Whether there is a terminal that could hang up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _leave_it_to_the_loop(number: int, frame: types.FrameType | None) -> None:

@@ -4,7 +4,8 @@ The supervisor speaks over a socket, one JSON object per message:
 
 - `{"op": "drain"}`: the pools hand out no more connections. A TERM follows, which ends the script;
 - `{"op": "retire"}`: no more jobs; when those that run have ended, the worker says `Retired`;
-- `{"op": "stats"}`: answered by `Statistics`.
+- `{"op": "stats"}`: answered by `Statistics`;
+- `{"op": "dump"}`: the pools and what each thread does go to stderr.
 
 What the worker says is a `Message`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import faulthandler
 import functools
 import importlib
 import importlib.util
@@ -221,6 +223,8 @@ class _Worker:
                 elif operation == "retire":
                     if not registry.retire():
                         self._say(Retired())
+                elif operation == "dump":
+                    _dump()
                 elif operation == "stats":
                     self._say(Statistics([runtime.stats() for runtime in list(registry.running)]))
 
@@ -282,6 +286,14 @@ class _Fork(threading.local):
         if signal.getsignal(signal.SIGTERM) == self._handler:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._release()
+
+
+def _dump() -> None:
+    # Not by sys.stderr: the script may have replaced it, and may hold its lock.
+    with contextlib.suppress(OSError):
+        for runtime in list(registry.running):
+            os.write(2, f"pool {runtime.config.name}: {runtime.describe()}\n".encode(errors="replace"))
+        faulthandler.dump_traceback(file=2, all_threads=True)
 
 
 _ENDS_OF_A_DRAIN = (KeyboardInterrupt, SystemExit, asyncio.CancelledError, PoolClosedError)

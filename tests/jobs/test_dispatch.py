@@ -138,6 +138,21 @@ def test_a_drain_gives_back_what_is_in_the_hand_and_waits_for_what_runs() -> Non
     assert dispatch.idle
 
 
+def test_a_report_that_the_database_never_takes_does_not_hold_up_the_end() -> None:
+    dispatch = Dispatch(5)
+    dispatch.join("w", 1, {"plain": False})
+    dispatch.claimed([job(1)], 0.0)
+    dispatch.hand_out()
+    dispatch.report("w", [completed(job(1))], 0.0)
+    dispatch.put_aside(60.0)
+    assert not dispatch.idle
+    assert dispatch.holds() == {job(1).claim}
+    dispatch.drain()
+    assert len(dispatch.unwritten) == 1, "once more"
+    dispatch.put_aside(60.0)
+    assert dispatch.idle
+
+
 def test_what_a_claim_brings_while_it_drains_is_given_back() -> None:
     dispatch = Dispatch(connections=9)
     dispatch.join("a", 1, TASKS)

@@ -74,14 +74,14 @@ def test_the_new_one_runs_jobs_while_the_old_one_finishes_its_own(tmp_path: Path
 def test_a_job_may_take_longer_than_the_graceful_timeout_when_its_worker_is_replaced(
     tmp_path: Path, postgresql_db: Database
 ) -> None:
-    arguments = ("-w", "2", "--max-jobs", "10", "--graceful-timeout", "1")
+    arguments = ("-w", "2", "--max-jobs", "10", "--graceful-timeout", "2")
     with running(tmp_path, postgresql_db, *arguments) as (run, jobs):
         long = jobs.add("waits", name="go")
         run.line_with("begun go 1")
         jobs.ended(*jobs.add("sleeps", 60, seconds=0.02))  # so long that both get their part
         for _ in range(2):
             run.line_with("another one takes its place")
-        jobs.ended(*jobs.add("sleeps", seconds=1.5))  # in the new one
+        jobs.ended(*jobs.add("sleeps", seconds=2.5))  # in the new one
         (tmp_path / "go").touch()
         (row,) = jobs.ended(*long)
         assert (row["state"], row["attempt"]) == ("completed", 1)

@@ -332,3 +332,21 @@ def test_nobody_probes_where_nothing_can_be_opened() -> None:
     assert effects is not None
     assert effects.wake == [late]
     assert isinstance(late.error, OSError)
+
+
+def test_what_was_being_opened_when_all_were_to_be_replaced_is_replaced_too() -> None:
+    core = PoolCore(0, 3)
+    core.start()
+    for owner in (1, 2):
+        core.wait(Waiter(lambda: None, owner), 0.0)
+    core.granted([1, 2])
+    core.opened(connection(1))
+    core.retire_all()
+    later = connection(2)
+    core.opened(later)
+    assert later.retire
+    core.wait(Waiter(lambda: None, 3), 0.0)
+    core.granted([3])
+    after = connection(3)
+    core.opened(after)
+    assert not after.retire

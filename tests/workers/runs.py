@@ -37,6 +37,15 @@ class Run:
                 return line
         raise AssertionError(f"the run ended without printing {text!r}")
 
+    def lines_until(self, text: str) -> list[str]:
+        """What it prints before a line with this text."""
+        lines = []
+        while line := self.line():
+            if text in line:
+                return lines
+            lines.append(line)
+        raise AssertionError(f"the run ended without printing {text!r}: {lines}")
+
     def rest(self) -> list[str]:
         """What it prints until its end."""
         output, _ = self.process.communicate(timeout=TIMEOUT)

@@ -274,6 +274,12 @@ class LedgerMachine(RuleBasedStateMachine):
         for budget in self.ledger.budgets.values() if self.ledger.granting else ():
             self.check_progress(budget)
 
+    @rule(size=st.integers(1, 6), alone=st.booleans())
+    def the_operator_has_another_size(self, size: int, alone: bool) -> None:
+        self.operator_size = size  # also of the next coordinator
+        self.ledger.resize(size)
+        self.settle(decide=alone)
+
     @rule()
     def relax(self) -> None:
         self.settle()  # as the fleet does: whether anybody waits is known when what is free has been granted

@@ -14,6 +14,7 @@ them.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -234,6 +235,7 @@ class Dispatch:
         """Claim and hand out nothing any more, and give back what has not begun."""
         self.draining = True
         self._give_back(set(self._since))
+        self.take_up(math.inf)  # a last time
 
     def holds(self) -> set[Claim]:
         """The claims that are known here: in the hand, at a worker, or on their way to the database."""
@@ -260,7 +262,7 @@ class Dispatch:
     @property
     def idle(self) -> bool:
         """Whether nothing is claimed, and everything is written."""
-        if self._hand or self.unwritten or self._put_aside:
+        if self._hand or self.unwritten or (self._put_aside and not self.draining):
             return False
         return not any(worker.jobs for worker in self._workers.values())
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pysqlx_engine.workers.supervisor import Decision, Restart, RestartPolicy, Verdict
+from pysqlx_engine.workers.formation import Decision, Restart, RestartPolicy, Verdict
 
 KILLED = -signal.SIGKILL
 
