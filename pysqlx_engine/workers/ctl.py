@@ -22,6 +22,7 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 CANNOT_START = 3
+_SHELLS = ("bash", "zsh", "fish")
 
 _EPILOG = """\
 examples:
@@ -98,6 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_status(options: argparse.Namespace) -> None:
     answer = _ask_run(options.name, {"op": "status"})
     _say(json.dumps(answer, indent=2) if options.json else _tables(answer))
+
+
+def _complete(options: argparse.Namespace) -> None:
+    import shtab  # nothing else needs it
+
+    from . import run
+
+    _say("\n".join(shtab.complete(parser, options.shell) for parser in (run._parser(), _parser())))
 
 
 def _health(options: argparse.Namespace) -> None:
@@ -248,6 +257,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     keygen.add_argument("directory", metavar="DIRECTORY", nargs="?", default=".", help="where to (default: here)")
     keygen.set_defaults(command=_keygen)
+    completion = commands.add_parser(
+        "completion",
+        help="completion of our commands for a shell",
+        description="Print what a shell needs to complete the commands and options of pysqlx-run and pysqlx-ctl.",
+        epilog='In ~/.bashrc: eval "$(pysqlx-ctl completion bash)". In ~/.zshrc, behind compinit: eval "$(pysqlx-ctl '
+        'completion zsh)". In config.fish: pysqlx-ctl completion fish | source.',
+    )
+    completion.add_argument("shell", choices=_SHELLS, help=", ".join(_SHELLS))
+    completion.set_defaults(command=_complete)
     _add_steering(commands)
     add_jobs(commands, _run_jobs)
     return parser

@@ -180,7 +180,7 @@ asyncio.run(main())
 def test_an_open_that_takes_too_long_is_over_before_the_next(sqlite_db: Database, tmp_path: Path) -> None:
     """The driver goes on with what the pool has given up, and opens the file all the same."""
     done = subprocess.run(
-        [sys.executable, "-c", SLOW_OPEN, sqlite_db.uri, sqlite_db.sleep_sql(1.0)],
+        [sys.executable, "-c", SLOW_OPEN, sqlite_db.uri, sqlite_db.sleep_sql(0.2)],
         env={**os.environ, "TOKIO_WORKER_THREADS": "1"}, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "attempts meanwhile: 1 and 0\n"), done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,29 @@ with PySQLXEnginePoolSync(uri=sys.argv[1], min_size=0, max_size=4) as pool, pool
 def script(directory: Path) -> str:
     (directory / "script.py").write_text(HOLDS)
     return "script.py"
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path):
+    status, out, err = ctl(tmp_path, "completion", "bash")
+    assert (status, err) == (0, "")
+    (tmp_path / "completion").write_text(out)
+
+    def completed(*words: str) -> list[str]:
+        """What bash offers for the last of these."""
+        script = (
+            f". ./completion; COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}\n"
+            f'function=$(complete -p {words[0]} | sed "s/.*-F \\([^ ]*\\).*/\\1/")\n'
+            f'"$function" {words[0]}; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+        )
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("pysqlx-ctl", "sca") == ["scale"]
+    assert completed("pysqlx-run", "--max-s") == ["--max-size"]
+    for shell in ("zsh", "fish"):
+        status, out, _ = ctl(tmp_path, "completion", shell)
+        assert (status, "recall" in out, "max-size" in out) == (0, True, True)
+    assert ctl(tmp_path, "completion", "cmd.exe")[0] == 2
 
 
 def test_status_shows_a_database_by_its_name_whatever_is_in_it(tmp_path: Path):
