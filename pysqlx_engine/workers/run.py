@@ -21,7 +21,7 @@ from .process import STEERING_SIGNALS, open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
-    from .supervisor import RunPlan
+    from .plan import RunPlan
     from .worker import Target
 
 __all__ = ["main"]
@@ -122,8 +122,9 @@ def _run(options: argparse.Namespace) -> int:
     _check(target)
     uvloop = _wants_uvloop(settings)
 
+    from .plan import RunPlan
     from .rundir import RunDirectoryError, default_name, run_directory
-    from .supervisor import RunPlan, Supervisor
+    from .supervisor import Supervisor
 
     name = settings.name or default_name(options.script)
     joins = settings.coordinator is not None

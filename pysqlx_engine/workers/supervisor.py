@@ -8,7 +8,6 @@ decided by `formation`, which knows no processes and no clock.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import secrets
@@ -18,11 +17,8 @@ import socket
 import sys
 import time
 import types
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,13 +28,13 @@ from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
 from ..errors import SettingsError
+from .children import UP_AFTER, Child, Slot
 from .formation import (
     End,
     Formation,
     GiveUp,
     Place,
     Promote,
-    Restart,
     RestartPolicy,
     Retire,
     Say,
@@ -49,139 +45,32 @@ from .formation import (
 )
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
 from .output import Pump, line_prefix, log_to
+from .plan import RunPlan
 from .process import CHILD_SIGNALS, STEERING_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
-from .rundir import RunDirectory
 from .systemd import Systemd
-from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, Target, WorkerSpec
+from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, WorkerSpec
 from .worker import main as worker_main
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
     from ..pool import PoolStats
     from .control import Json, Reply
     from .coordinator import CoordinatorConfig
 
-__all__ = ["DONE", "FAILED", "RunPlan", "Supervisor"]
+__all__ = ["DONE", "FAILED", "Supervisor"]
 
 DONE = 0
 FAILED = 1
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
-_DISPATCHERS = 2  # that a run is expected to have: one for each queue that it serves
 _DOUBT = 2.0  # seconds after a worker's death in which a dispatcher that dies may not have seen to its jobs
 _START_WITHIN = 60.0  # seconds for a worker that takes another one's place to serve
-_UP_AFTER = 1.0  # seconds that such a worker has to live where neither a pool nor a queue tells that it works
 _UP_WITHOUT_A_POOL = 10.0  # the same where the one before had a pool: this one perhaps starts it when it needs it
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 MOST_WORKERS = 4096  # as the settings have it
-_OPEN_FILES = 32  # of the supervisor itself, with those that a child has until it is started
 _LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
-
-
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """What a run consists of. Times in seconds."""
-
-    name: str
-    target: Target
-    workers: int
-    restart: Restart
-    graceful_timeout: float
-    prefix: bool
-    uvloop: bool
-    max_size: int | None
-    coordinator: str | None
-    """The address of a coordinator to join."""
-    start_coordinator: bool
-    bind: str | None
-    curve_keys: str | None
-    term: float
-    max_jobs: int | None
-    """Jobs after which a worker is replaced."""
-    max_memory: int | None
-    """MiB that a worker may have before it is replaced."""
-    directory: RunDirectory
-    script_open_files: int
-    """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
-    environment: Callable[[], dict[str, str]] = field(default=dict, repr=False)
-    """Reads what the workers get besides our own environment, also from the settings file. It may hold a password."""
-    log_file: str | None = None
-    """Where all that is printed goes, opened anew when we are told."""
-    watched: Path | None = None
-    """The directory in which a change has the workers replaced, with `watched_too`."""
-    watched_too: list[Path] = field(default_factory=list)
-
-    @property
-    def open_files(self) -> int:
-        """How many files the supervisor may have open at once."""
-        replaced = self.max_jobs is not None or self.max_memory is not None
-        return self.open_files_of(2 * self.workers if replaced else self.workers)
-
-    def open_files_of(self, workers: int) -> int:
-        """The same, with so many workers."""
-        per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
-        return _OPEN_FILES + per_child * (workers + self.start_coordinator + _DISPATCHERS)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A place for the coordinator, or for a queue's dispatcher. It stays while its processes come and go."""
-
-    name: str
-    policy: RestartPolicy
-    queue: ServedQueue | None = None  # of a dispatcher
-    child: _Child | None = None
-    restarts: int = 0
-    restart_at: float | None = None
-    ended_at: float | None = None  # when the last child did
-
-
-@dataclass(slots=True)
-class _Child:
-    name: str
-    process: SpawnProcess
-    pidfd: int
-    started: float
-    place: Place | None = None  # a worker's
-    slot: _Slot | None = None  # anybody else's
-    control: socket.socket | None = None  # all but the coordinator have one
-    ready: Connection | None = None  # the coordinator's, until it has said so
-    pools: list[PoolStats] | None = None  # its answer to the question that is open
-    retired: bool = False  # told to end, because another one takes its place
-    kill_at: float | None = None
-    up_at: float | None = None  # when it counts as up, if it has not said so
-    had_a_pool: bool = False
-    serves: Counter[str] = field(default_factory=Counter)  # its queues, by their sockets
-
-    serving: int = 0  # queues of which it can be given jobs
-    told_to_end: bool = False  # a dispatcher, or the coordinator
-    dead: bool = False
-
-    @property
-    def pid(self) -> int:
-        return int(self.process.pid or 0)
-
-    def lives_well(self, now: float) -> bool:
-        """As far as can be told of one that serves no queue."""
-        return not self.serves and (self.had_a_pool or now - self.started >= _UP_AFTER)
-
-    def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def tell(self, operation: str, **more: object) -> bool:
-        """False: it cannot be told, because it is dead, or does not read."""
-        if self.control is None:
-            return False
-        try:
-            self.control.send(json.dumps({"op": operation, **more}).encode())
-        except OSError:
-            return False
-        return True
 
 
 class _RefusedOrder(Exception):
@@ -203,12 +92,12 @@ class Supervisor:
         self._shared_budget = shared_budget
         self._settings = plan.environment()
         self._max_size = plan.max_size
-        self._coordinator: _Slot | None = None
+        self._coordinator: Slot | None = None
         if plan.start_coordinator:
-            self._coordinator = _Slot("coordinator", RestartPolicy("always"))
-        self._dispatchers: dict[str, _Slot] = {}  # by the socket of their queue
+            self._coordinator = Slot("coordinator", RestartPolicy("always"))
+        self._dispatchers: dict[str, Slot] = {}  # by the socket of their queue
         self._died_at = 0.0  # when a worker has died last
-        self._children: dict[int, _Child] = {}  # by pid
+        self._children: dict[int, Child] = {}  # by pid
         self._workers_started = False
         self._any_had_a_pool = False
         self._stopping = False  # nothing is started any more
@@ -266,7 +155,7 @@ class Supervisor:
     def _restarts_pending(self) -> bool:
         return not self._formation.over or any(slot.restart_at is not None for slot in self._slots())
 
-    def _slots(self) -> Iterator[_Slot]:
+    def _slots(self) -> Iterator[Slot]:
         if self._coordinator is not None:
             yield self._coordinator
         yield from self._dispatchers.values()
@@ -294,7 +183,6 @@ class Supervisor:
                 slot.restart_at = None
                 slot.restarts += 1
                 self._start_child(slot)
-                self._wind_down()
         due = self._formation.due()
         if due is not None and now >= due:
             self._perform(self._formation.tick(now))
@@ -312,7 +200,10 @@ class Supervisor:
         elif not self._formation.reloading:
             health = self._health(now)
             status = f"{health['up']} of {health['workers']} workers"
-            told.ready(status) if health["ready"] else told.not_ready(status)
+            if health["ready"]:
+                told.ready(status)
+            else:
+                told.not_ready(status)
 
     @property
     def _looks_up_at(self) -> float | None:
@@ -320,7 +211,7 @@ class Supervisor:
         if not self._systemd.listens:
             return None
         now = time.monotonic()
-        moments = [child.started + _UP_AFTER for child in self._workers()]
+        moments = [child.started + UP_AFTER for child in self._workers()]
         return min((moment for moment in moments if moment > now), default=None)
 
     def _health(self, now: float) -> Json:
@@ -381,13 +272,13 @@ class Supervisor:
             before = self._children.get(place.process or 0)
             if before is None or not before.serves:
                 had_a_pool = before is not None and before.had_a_pool
-                child.up_at = child.started + (_UP_WITHOUT_A_POOL if had_a_pool else _UP_AFTER)
+                child.up_at = child.started + (_UP_WITHOUT_A_POOL if had_a_pool else UP_AFTER)
         self._watch(child)
         self._formation.started(place, child.pid, takes_over=takes_over)
         if self._systemd.due is not None and child.started >= self._systemd.due:
             self._systemd.alive()  # many of them take a while
 
-    def _start_child(self, slot: _Slot) -> None:
+    def _start_child(self, slot: Slot) -> None:
         try:
             child = self._launch(slot.name, -1, slot=slot)
         except OSError as error:
@@ -396,7 +287,7 @@ class Supervisor:
         slot.child = child
         self._watch(child)
 
-    def _watch(self, child: _Child) -> None:
+    def _watch(self, child: Child) -> None:
         self._children[child.pid] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
         if child.control is not None:
@@ -404,7 +295,7 @@ class Supervisor:
         if child.ready is not None:
             self._selector.register(child.ready, selectors.EVENT_READ, lambda: self._on_ready(child))
 
-    def _launch(self, name: str, color: int, *, place: Place | None = None, slot: _Slot | None = None) -> _Child:
+    def _launch(self, name: str, color: int, *, place: Place | None = None, slot: Slot | None = None) -> Child:
         """Start a process. Raises OSError, and has left nothing behind then, when the system does not let us."""
         control = ready = None
         arguments: tuple[object, ...]
@@ -445,7 +336,7 @@ class Supervisor:
                 process.close()
                 raise
             our_ends.pop_all()
-        return _Child(name, process, pidfd, time.monotonic(), place, slot, control=control, ready=ready)
+        return Child(name, process, pidfd, time.monotonic(), place, slot, control=control, ready=ready)
 
     def _output_pipes(
         self, name: str, color: int, its_ends: contextlib.ExitStack
@@ -493,7 +384,7 @@ class Supervisor:
             plan.script_open_files,
         )
 
-    def _dispatcher_spec(self, slot: _Slot, queue: ServedQueue) -> DispatcherSpec:
+    def _dispatcher_spec(self, slot: Slot, queue: ServedQueue) -> DispatcherSpec:
         workers = {child.pid: child.serves[queue.socket] for child in self._workers() if queue.socket in child.serves}
         return DispatcherSpec(
             slot.name,
@@ -519,7 +410,7 @@ class Supervisor:
             term=self._plan.term,
         )
 
-    def _on_ready(self, child: _Child) -> None:
+    def _on_ready(self, child: Child) -> None:
         """The coordinator listens, or has died: its death is told by its pidfd."""
         assert child.ready is not None
         self._selector.unregister(child.ready)
@@ -534,12 +425,12 @@ class Supervisor:
         if listens and not self._workers_started and not self._stopping:
             self._start_workers()
 
-    def _on_message(self, child: _Child) -> None:
+    def _on_message(self, child: Child) -> None:
         data = self._receive(child)
         if data:
             self._hear(child, data)
 
-    def _receive(self, child: _Child) -> bytes:
+    def _receive(self, child: Child) -> bytes:
         """The next message of a worker, empty when there is none now."""
         if child.control is None:
             return b""
@@ -553,7 +444,7 @@ class Supervisor:
             self._close_control(child)
         return data
 
-    def _hear(self, child: _Child, data: bytes) -> None:
+    def _hear(self, child: Child, data: bytes) -> None:
         try:
             message: Message = _MESSAGE.decode(data)
         except (ValueError, RecursionError):  # the user's code runs in that process: nothing it sends may end us
@@ -584,11 +475,11 @@ class Supervisor:
         if queue.socket in self._dispatchers or self._stopping:
             return
         number = f" {len(self._dispatchers) + 1}" if self._dispatchers else ""
-        slot = _Slot(f"dispatcher{number}", RestartPolicy("always"), queue=queue)
+        slot = Slot(f"dispatcher{number}", RestartPolicy("always"), queue=queue)
         self._dispatchers[queue.socket] = slot
         self._start_child(slot)
 
-    def _may_be_up(self, child: _Child) -> None:
+    def _may_be_up(self, child: Child) -> None:
         """Whether a worker that takes another one's place can do by now what that one does."""
         place = child.place
         if place is None or place.successor != child.pid or child.dead:
@@ -598,21 +489,21 @@ class Supervisor:
         if child.serving >= queues:
             self._is_up(child)
 
-    def _is_up(self, child: _Child) -> None:
+    def _is_up(self, child: Child) -> None:
         child.up_at = None
         self._perform(self._formation.up(child.pid))
 
-    def _on_retired(self, child: _Child) -> None:
+    def _on_retired(self, child: Child) -> None:
         """Its jobs have ended: and now the rest of the script."""
         if child.retired and child.kill_at is None and not self._stopping:
             self._end(child)
 
-    def _end(self, child: _Child) -> None:
+    def _end(self, child: Child) -> None:
         child.kill_at, child.up_at = time.monotonic() + self._plan.graceful_timeout, None
         child.tell("drain")
         child.signal(signal.SIGTERM)
 
-    def _on_boot_failure(self, child: _Child, failure: BootFailure) -> None:
+    def _on_boot_failure(self, child: Child, failure: BootFailure) -> None:
         place = child.place
         if (
             place is None
@@ -634,7 +525,7 @@ class Supervisor:
             self._say(error)
             self._stop()
 
-    def _on_death(self, child: _Child) -> None:
+    def _on_death(self, child: Child) -> None:
         child.dead = True
         while data := self._receive(child):
             self._hear(child, data)  # its last words come first: they may be why it died
@@ -654,7 +545,7 @@ class Supervisor:
         self._wind_down()
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
-    def _slot_is_empty(self, slot: _Slot, how: str, status: int, lived: float) -> None:
+    def _slot_is_empty(self, slot: Slot, how: str, status: int, lived: float) -> None:
         slot.child, slot.ended_at = None, time.monotonic()
         if self._stopping:
             if slot.queue is not None and self._workers():  # who still report to it
@@ -664,7 +555,7 @@ class Supervisor:
         else:
             self._decide(slot, how, status, lived)
 
-    def _decide(self, slot: _Slot, how: str, status: int, lived: float) -> None:
+    def _decide(self, slot: Slot, how: str, status: int, lived: float) -> None:
         decision = slot.policy.died(status, lived)
         if decision.verdict is Verdict.RESTART:
             slot.restart_at = time.monotonic() + decision.delay
@@ -674,7 +565,7 @@ class Supervisor:
             self._say(f"{slot.name} {how}, {too_often()}")
             self._stop()
 
-    def _bury(self, child: _Child) -> int:
+    def _bury(self, child: Child) -> int:
         """Reap a dead child and close what we had of it. Returns its status, negative for a signal."""
         end = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
         if end is not None and end.si_code != os.CLD_EXITED:
@@ -692,7 +583,7 @@ class Supervisor:
         del self._children[end.si_pid if end is not None else child.pid]
         return int(status or 0)
 
-    def _close_control(self, child: _Child) -> None:
+    def _close_control(self, child: Child) -> None:
         if child.control is not None:
             self._selector.unregister(child.control)
             child.control.close()
@@ -734,7 +625,7 @@ class Supervisor:
                 child.signal(signal.SIGTERM)
                 self._kill_at = time.monotonic() + _COORDINATOR_GRACE
 
-    def _next_to_end(self) -> list[_Child]:
+    def _next_to_end(self) -> list[Child]:
         """The workers, when they have ended the dispatchers, and then the coordinator."""
         dispatchers = [slot.child for slot in self._dispatchers.values() if slot.child is not None]
         return self._workers() or dispatchers or list(self._children.values())
@@ -745,7 +636,7 @@ class Supervisor:
             self._say(f"{child.name} has not ended in time: killing it")
         self._kill(late)
 
-    def _kill(self, children: list[_Child]) -> None:
+    def _kill(self, children: list[Child]) -> None:
         self._kill_at = None
         for child in children:
             if self._status == DONE:
@@ -989,7 +880,7 @@ class Supervisor:
             reply(status)
         self._questions.clear()
 
-    def _workers(self) -> list[_Child]:
+    def _workers(self) -> list[Child]:
         return [child for child in self._children.values() if child.place is not None]
 
     def status(self) -> Json:
