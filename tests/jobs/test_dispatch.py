@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +137,18 @@ def test_a_drain_gives_back_what_is_in_the_hand_and_waits_for_what_runs() -> Non
     dispatch.report("a", [completed(job(1))], 0)
     dispatch.unwritten.clear()
     assert dispatch.idle
+
+
+def test_two_claims_of_one_job_are_two_in_the_hand() -> None:
+    """The first was taken for lost, and is still on its way to be given back."""
+    dispatch = Dispatch(5)
+    dispatch.join("w", 1, {"plain": False})
+    first, second = job(1), msgspec.structs.replace(job(1), owner=8)
+    dispatch.claimed([first], 0.0)
+    dispatch.claimed([second], 0.9 * LONGEST_IN_HAND)
+    dispatch.give_back_old(LONGEST_IN_HAND)
+    assert [report.attempt.claim for report in dispatch.unwritten] == [first.claim]
+    assert dispatch.hand_out() == {"w": [second]}
 
 
 def test_a_report_that_the_database_never_takes_does_not_hold_up_the_end() -> None:
