@@ -105,3 +105,8 @@ def database(request: pytest.FixtureRequest) -> Database:
 
 def _name() -> str:
     return f"pysqlx_test_{os.getpid()}_{next(_serial)}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With two files at a time, the longest one would run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_wire.py")
