@@ -78,6 +78,12 @@ def mysql_db(mysql_server_uri: str) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture(params=["postgresql", "mysql"])
+def server_db(request: pytest.FixtureRequest) -> Database:
+    fresh: Database = request.getfixturevalue(f"{request.param}_db")
+    return fresh
+
+
 @pytest.fixture
 def sqlite_uri(sqlite_db: Database) -> str:
     """The URI of a fresh SQLite database."""

@@ -729,7 +729,9 @@ class PoolRuntime:
             f"{len(core.waiters)} waiting here"
         )
         return (
-            f"{text}; last error: {core.last_error or repr(core.last_error)}" if core.last_error is not None else text
+            f"{text}; last error: {str(core.last_error) or repr(core.last_error)}"
+            if core.last_error is not None
+            else text
         )
 
     def stats(self) -> PoolStats:

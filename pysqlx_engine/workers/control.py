@@ -156,6 +156,10 @@ class _Conversation:
         self._client.close()
 
 
+def wrong_size(size: int) -> str:
+    return f"a budget of {size}: it has to be from {SIZES.start} to {SIZES.stop - 1}"
+
+
 def ask(path: Path, question: Json, timeout: float = 5.0) -> Json:
     """Ask whoever listens at `path`. Raises OSError when nobody does, or nobody answers within `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:

@@ -34,7 +34,7 @@ from zmq.utils import z85
 
 from ..engine import sockets
 from ..errors import SettingsError
-from .control import SIZES, ControlServer, Json, Reply
+from .control import SIZES, ControlServer, Json, Reply, wrong_size
 from .coordinator_core import CoordinatorCore
 from .endpoints import Listening, listening
 from .fleet import TERM
@@ -447,7 +447,9 @@ class Coordinator:
                 self._core.ledger.recall()
                 reply({"databases": len(self._core.ledger.budgets)})
             case {"op": "resize", "size": int(size)}:
-                reply({"error": f"a budget of {size}: it has to be from {SIZES.start} to {SIZES.stop - 1}"})
+                reply({"error": wrong_size(size)})
+            case {"op": "health"}:  # whoever asks is answered: nobody else need be asked for that
+                reply({"ready": True, "coordinator": True, "budgets": len(self._core.ledger.budgets)})
             case _:
                 reply({"error": f"unknown question {question!r}"})
 

@@ -111,11 +111,8 @@ def _complete(options: argparse.Namespace) -> None:
 
 def _health(options: argparse.Namespace) -> None:
     run = _run_to_ask(options.name)
-    if run.supervisor.exists():
-        answer = _ask(run, run.supervisor, {"op": "health"})
-    else:  # a coordinator alone: it answers
-        budgets = _ask(run, run.control, {"op": "status"})["budgets"]
-        answer = {"ready": True, "coordinator": True, "budgets": len(budgets)}
+    # A coordinator alone has no supervisor.
+    answer = _ask(run, run.supervisor if run.supervisor.exists() else run.control, {"op": "health"})
     what = f"{answer['up']} of {answer['workers']} workers are up" if "workers" in answer else "the coordinator answers"
     if not answer["coordinator"]:
         what += "; the coordinator is not there"

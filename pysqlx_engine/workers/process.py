@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 from io import TextIOWrapper
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHILD_SIGNALS",
     "STEERING_SIGNALS",
+    "allow_open_files",
     "become_child",
     "coordinator_main",
     "describe_exit",
@@ -112,6 +114,17 @@ def die_with(parent: int) -> None:
     # Before the call above nobody would have told us, so a parent that is gone by now will never be noticed again.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def allow_open_files(needed: int) -> int | None:
+    """Raise our limit to so many, where it is lower. Gives the hard limit where that does not allow it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError):
+            return hard
+    return None
 
 
 def kill_group(pid: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import SettingsError
-from .process import STEERING_SIGNALS, open_standard_streams
+from .process import STEERING_SIGNALS, allow_open_files, open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
@@ -251,17 +251,13 @@ def _log_to(settings: RunSettings) -> None:
 
 
 def _allow_open_files(plan: RunPlan) -> None:
-    """Raise our limit where so many workers need it; the coordinator inherits it, and has two files open for each."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= plan.open_files:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (plan.open_files, hard))
-    except (ValueError, OSError):
+    """The coordinator inherits our limit, and has two files open for each worker."""
+    hard = allow_open_files(plan.open_files)
+    if hard is not None:
         raise _BootFailureError(
             f"-w {plan.workers} needs {plan.open_files} open files, and the hard limit is {hard}: "
             "raise it (ulimit -n), or start fewer workers"
-        ) from None
+        )
 
 
 def _wants_uvloop(settings: RunSettings) -> bool:

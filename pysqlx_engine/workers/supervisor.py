@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import secrets
 import selectors
 import signal
@@ -46,7 +45,15 @@ from .formation import (
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
 from .output import Pump, line_prefix, log_to
 from .plan import RunPlan
-from .process import CHILD_SIGNALS, STEERING_SIGNALS, coordinator_main, describe_exit, dispatcher_main, kill_group
+from .process import (
+    CHILD_SIGNALS,
+    STEERING_SIGNALS,
+    allow_open_files,
+    coordinator_main,
+    describe_exit,
+    dispatcher_main,
+    kill_group,
+)
 from .systemd import Systemd
 from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, WorkerSpec
 from .worker import main as worker_main
@@ -150,7 +157,6 @@ class Supervisor:
     def _start_workers(self) -> None:
         self._workers_started = True
         self._perform(self._formation.start())
-        self._wind_down()  # if none could be started, no death will tell
 
     def _restarts_pending(self) -> bool:
         return not self._formation.over or any(slot.restart_at is not None for slot in self._slots())
@@ -200,10 +206,7 @@ class Supervisor:
         elif not self._formation.reloading:
             health = self._health(now)
             status = f"{health['up']} of {health['workers']} workers"
-            if health["ready"]:
-                told.ready(status)
-            else:
-                told.not_ready(status)
+            told.status(status, ready=health["ready"])
 
     @property
     def _looks_up_at(self) -> float | None:
@@ -542,7 +545,6 @@ class Supervisor:
         else:
             assert child.slot is not None
             self._slot_is_empty(child.slot, how, status, lived)
-        self._wind_down()
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
     def _slot_is_empty(self, slot: Slot, how: str, status: int, lived: float) -> None:
@@ -606,7 +608,6 @@ class Supervisor:
             child.kill_at = child.up_at = None  # there is one time for all now
             child.tell("drain")
             child.signal(signal.SIGTERM)
-        self._wind_down()
 
     def _wind_down(self) -> None:
         """When the last worker has ended: end the dispatchers, and when the last of those has ended, the coordinator:
@@ -723,14 +724,9 @@ class Supervisor:
 
     def _allow_open_files(self, workers: int) -> None:
         needed = self._plan.open_files_of(workers)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if needed > soft:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-            except (ValueError, OSError):
-                raise _RefusedOrder(
-                    f"{workers} workers need {needed} open files, and the hard limit is {hard}"
-                ) from None
+        hard = allow_open_files(needed)
+        if hard is not None:
+            raise _RefusedOrder(f"{workers} workers need {needed} open files, and the hard limit is {hard}")
 
     def _scale(self, workers: int) -> int:
         self._check_that_it_runs()
@@ -827,7 +823,7 @@ class Supervisor:
             yield
 
     def _on_question(self, question: Json, reply: Reply) -> None:
-        from .control import SIZES
+        from .control import SIZES, wrong_size
 
         try:
             match question:
@@ -845,7 +841,7 @@ class Supervisor:
                     self._max_size = size  # of the next coordinator, if this one dies; it has been told itself
                     reply({"size": size})
                 case {"op": "resize", "size": int(size)} if size not in SIZES:
-                    raise _RefusedOrder(f"a budget of {size}: it has to be from {SIZES.start} to {SIZES.stop - 1}")
+                    raise _RefusedOrder(wrong_size(size))
                 case {"op": "resize" | "recall"}:
                     where = self._plan.coordinator
                     raise _RefusedOrder(

@@ -45,13 +45,10 @@ class Systemd:
             self._due = time.monotonic() + self._interval
             self._tell("WATCHDOG=1")
 
-    def ready(self, status: str) -> None:
-        self._was_ready = True
-        self._tell_once(f"READY=1\nSTATUS={status}")
-
-    def not_ready(self, status: str) -> None:
+    def status(self, text: str, *, ready: bool) -> None:
         """Who was ready once is a service that runs, though not all is there: also after a reload."""
-        self._tell_once(f"READY=1\nSTATUS={status}" if self._was_ready else f"STATUS={status}")
+        self._was_ready = self._was_ready or ready
+        self._tell_once(f"READY=1\nSTATUS={text}" if self._was_ready else f"STATUS={text}")
 
     def reloading(self) -> None:
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")

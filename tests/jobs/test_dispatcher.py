@@ -75,12 +75,6 @@ async def claim_for_the_one_before(connection: PySQLXEngine) -> tuple[Presence, 
     return before, job
 
 
-@pytest.fixture(params=["postgresql", "mysql"])
-def server_db(request: pytest.FixtureRequest) -> Database:
-    fresh: Database = request.getfixturevalue(f"{request.param}_db")
-    return fresh
-
-
 async def test_what_was_claimed_by_the_one_before_is_adopted_though_the_connection_is_lost_meanwhile(
     postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

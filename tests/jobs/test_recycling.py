@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,13 +130,20 @@ SLOW_TO_START = SCRIPT.replace(
 )
 
 
+@contextmanager
+def slow_to_start(directory: Path, database: Database) -> Iterator[tuple[Run, Jobs]]:
+    """A run whose next workers wait until the file `wait` is gone."""
+    options = ("-w", "2", "--max-jobs", "10")
+    with running(directory, database, *options, command=IMPATIENT, text=SLOW_TO_START) as (run, jobs):
+        jobs.ended(*jobs.add("note", text="both have begun"))
+        (directory / "wait").touch()
+        yield run, jobs
+
+
 def test_a_worker_that_does_not_come_in_time_is_killed_and_the_one_before_it_goes_on(
     tmp_path: Path, postgresql_db: Database
 ) -> None:
-    options = ("-w", "2", "--max-jobs", "10")
-    with running(tmp_path, postgresql_db, *options, command=IMPATIENT, text=SLOW_TO_START) as (run, jobs):
-        jobs.ended(*jobs.add("note", text="both have begun"))
-        (tmp_path / "wait").touch()
+    with slow_to_start(tmp_path, postgresql_db) as (run, jobs):
         jobs.ended(*jobs.add("sleeps", 60, seconds=0.02))
         run.line_with("another one takes its place")
         run.line_with("has not ended in time: killing it")
@@ -154,10 +163,7 @@ def test_a_worker_that_does_not_come_in_time_is_killed_and_the_one_before_it_goe
 def test_a_worker_that_dies_while_another_one_is_to_take_its_place_has_it_taken(
     tmp_path: Path, postgresql_db: Database
 ) -> None:
-    options = ("-w", "2", "--max-jobs", "10")
-    with running(tmp_path, postgresql_db, *options, command=IMPATIENT, text=SLOW_TO_START) as (run, jobs):
-        jobs.ended(*jobs.add("note", text="both have begun"))
-        (tmp_path / "wait").touch()
+    with slow_to_start(tmp_path, postgresql_db) as (run, jobs):
         jobs.add("sleeps", 60, seconds=0.02)
         number = run.line_with("another one takes its place").split()[2]
         old = run.pid_titled(f"pysqlx-run: worker {number}")

@@ -28,12 +28,6 @@ def identity_sql(database: Database) -> str:
     return "SELECT pg_backend_pid() AS a" if database.provider == "postgresql" else "SELECT connection_id() AS a"
 
 
-@pytest.fixture(params=["postgresql", "mysql"])
-def server_db(request: pytest.FixtureRequest) -> Database:
-    fresh: Database = request.getfixturevalue(f"{request.param}_db")
-    return fresh
-
-
 async def test_a_cancelled_query_is_stopped_on_the_server_and_its_connection_used_again(server_db: Database) -> None:
     async with PySQLXEnginePool(server_db.uri, min_size=2, max_size=2) as pool:
         async with pool.connection() as conn:

@@ -103,7 +103,7 @@ def test_a_watchdog_of_another_process_and_no_systemd_are_nothing() -> None:
     nobody.stopping()
     another = Systemd({"NOTIFY_SOCKET": "/nonexistent", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"})
     assert another.due is None
-    another.ready("nobody reads this")
+    another.status("nobody reads this", ready=True)
     another.close()
     begin = time.monotonic()
     ours = Systemd({"NOTIFY_SOCKET": "@pysqlx-nobody", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": f"{os.getpid()}"})

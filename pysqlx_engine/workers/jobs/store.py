@@ -29,9 +29,6 @@ _COLUMNS = (
 )  # fmt: skip
 _ENQUEUED_BYTES = 12 << 20
 """Bytes of the jobs in one statement at most: MariaDB takes 16 MiB of everything."""
-_LARGEST_CHARACTER = 4
-_REST_OF_A_JOB = 250
-"""Bytes of a new job besides its texts: its numbers, and what all of it is called."""
 CLAIMS = 1 << 32
 """Claims of one dispatcher: an owner is the dispatcher's number, times this, and its claim's."""
 _MORE = "CASE WHEN {0}max_attempts <= {0}attempt THEN {0}attempt + 1 ELSE {0}max_attempts END"
@@ -558,18 +555,10 @@ def store_of(connection: PySQLXEngine) -> Store:
 
 def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
     """As many as a server takes in one statement."""
-    begin = size = 0
-    parts = []
-    for place, job in enumerate(jobs):
-        characters = (
-            len(job.args) + len(job.queue) + len(job.task) + len(job.unique_key or "") + len(job.limit_key or "")
-        )
-        more = _LARGEST_CHARACTER * characters + _REST_OF_A_JOB
-        size += more
-        if size > _ENQUEUED_BYTES and place > begin:
-            parts.append(jobs[begin:place])
-            begin, size = place, more
-    return [*parts, jobs[begin:]]
+    if len(jobs) < 2 or len(msgspec.json.encode(jobs)) <= _ENQUEUED_BYTES:
+        return [jobs]
+    half = len(jobs) // 2
+    return [*_parts(jobs[:half]), *_parts(jobs[half:])]
 
 
 def _json(rows: Iterable[object]) -> str:
