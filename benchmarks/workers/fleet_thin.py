@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from pysqlx_engine.engine import parse_uri
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
+from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.workers.leased_budget import LeasedBudget
 from pysqlx_engine.workers.link import Link
 
@@ -81,6 +82,9 @@ class ThinClient:
     def tell_demand(self) -> Demand:
         waiting = len(self._waiting)
         return Demand(in_use=0, idle=0, recent=0, waiting=waiting, want=waiting)
+
+    def tell_counters(self) -> Counters:
+        return Counters()
 
 
 def serve(leader: Member, clients: list[ThinClient]) -> None:

@@ -11,6 +11,7 @@ import zmq
 
 from pysqlx_engine.engine import parse_uri
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
+from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.workers.leased_budget import LeasedBudget
 from pysqlx_engine.workers.membership import Identity, Membership, host_identity
 from pysqlx_engine.workers.messages import decode_from_coordinator, encode
@@ -74,6 +75,9 @@ class SimulatedLink(Membership):
         in_use = len(self.leases)
         waiting = self.wanted - in_use
         return Demand(in_use, 0, in_use, waiting, waiting)
+
+    def tell_counters(self) -> Counters:
+        return Counters()
 
     def set_ceiling(self, ceiling: int | None) -> None:
         self._budget.demand_changed(urgent=True)

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from ..engine.session import ServerSession
 from ..engine.sockets import Endpoints
 from ..engine.uri import DatabaseURI
+from .stats import Counters
 
 Lease = int
 
@@ -97,6 +98,9 @@ class BudgetClient(Protocol):
 
     def tell_demand(self) -> Demand:
         """The demand as it is now. Asked for at the moment of sending, so that an old one never overtakes a new one."""
+
+    def tell_counters(self) -> Counters:
+        """What was counted since the start, to be read and not to be kept."""
 
 
 class Budget(Protocol):

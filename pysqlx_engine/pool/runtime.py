@@ -475,6 +475,9 @@ class PoolRuntime:
         with self._lock:
             return self.core.tell(time.monotonic())
 
+    def tell_counters(self) -> Counters:
+        return self._counters
+
     # -- start and stop -------------------------------------------------------------------------------------------
 
     async def start(self, user_loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -758,8 +761,7 @@ class PoolRuntime:
                 closed=counters.closed,
                 found_dead=counters.found_dead,
                 rolled_back=counters.rolled_back,
-                # Who found an idle connection did not wait, and was not measured.
-                wait=counters.wait.snapshot(zeros=max(0, counters.requests - counters.requests_waited)),
+                wait=counters.wait.snapshot(zeros=counters.found_idle),
                 hold=counters.hold.snapshot(),
                 open=counters.open.snapshot(),
                 close=counters.close.snapshot(),

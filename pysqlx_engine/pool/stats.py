@@ -73,6 +73,11 @@ class Counters:
     open: Histogram = field(default_factory=Histogram)
     close: Histogram = field(default_factory=Histogram)
 
+    @property
+    def found_idle(self) -> int:
+        """Check-outs that found an idle connection: they did not wait, and were not measured."""
+        return max(0, self.requests - self.requests_waited)
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-    from ..pool import PoolStats
     from .formation import Place, RestartPolicy
     from .jobs.served import ServedQueue
+    from .status import PoolLook
 
 UP_AFTER = 1.0
 """Seconds that a worker has to live where neither a pool nor a queue tells that it works."""
@@ -45,7 +45,7 @@ class Child:
     slot: Slot | None = None  # anybody else's
     control: socket.socket | None = None  # all but the coordinator have one
     ready: Connection | None = None  # the coordinator's, until it has said so
-    pools: list[PoolStats] | None = None  # its answer to the question that is open
+    pools: list[PoolLook] | None = None  # its answer to the question that is open
     retired: bool = False  # told to end, because another one takes its place
     kill_at: float | None = None
     up_at: float | None = None  # when it counts as up, if it has not said so
@@ -58,6 +58,9 @@ class Child:
     @property
     def pid(self) -> int:
         return int(self.process.pid or 0)
+
+    def is_up(self, now: float) -> bool:
+        return bool(self.serving) or self.lives_well(now)
 
     def lives_well(self, now: float) -> bool:
         """As far as can be told of one that serves no queue."""

@@ -49,6 +49,7 @@ from .messages import (
     Hello,
     LeaseState,
     ProcessPacket,
+    Report,
     decode_from_process,
     encode,
     shown,
@@ -57,6 +58,7 @@ from .messages import (
 from .process import start_time
 from .rates import BYTES, LogBound, RateBound, claims, work
 from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
+from .status import BudgetStatus, Health, PoolStatus, RunStatus, TotalsStatus, WorkerStatus, numbers
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -84,6 +86,8 @@ REFUSED_AGAIN = 60.0
 """Seconds between two lines about wrong keys at one address."""
 MOST_REFUSED = 1000
 """Addresses of which that is remembered."""
+_HEALTH = Health(ready=True, coordinator=True)
+"""Ours: who can ask is answered."""
 _ZAP = "inproc://zeromq.zap.01"
 """Where ZeroMQ asks whether a peer's key is let in (RFC 27)."""
 _ZAP_DOMAIN = b"pysqlx"
@@ -329,7 +333,7 @@ class Coordinator:
             self._core.received(member, message, peer)
             if isinstance(message, ProcessPacket):
                 for question in self._questions:
-                    question.missing -= {(member, getattr(one, "pool", 0)) for one in message.messages}
+                    question.missing -= {(member, one.pool) for one in message.messages if isinstance(one, Report)}
 
     def _pays(self, payer: bytes, message: FromProcess) -> bool:
         """Whether what is in `message` may be done now; it is paid for then."""
@@ -449,56 +453,55 @@ class Coordinator:
             case {"op": "resize", "size": int(size)}:
                 reply({"error": wrong_size(size)})
             case {"op": "health"}:  # whoever asks is answered: nobody else need be asked for that
-                reply({"ready": True, "coordinator": True, "budgets": len(self._core.ledger.budgets)})
+                reply(msgspec.to_builtins(_HEALTH))
             case _:
                 reply({"error": f"unknown question {question!r}"})
 
     def _status(self) -> Json:
         """Every budget and every process, as plain values."""
-        now = time.monotonic()
-        workers = []
+        now, ledger = time.monotonic(), self._core.ledger
+        pools: dict[MemberId, list[PoolStatus]] = {}
+        for budget in ledger.budgets.values():
+            for pool in budget.pools.values():
+                demand = pool.demand
+                pools.setdefault(pool.key[0], []).append(
+                    PoolStatus(
+                        name=pool.name, database=budget.database, leases=len(pool.leases), in_use=demand.in_use,
+                        idle=demand.idle, waiting=demand.waiting,
+                    )
+                )  # fmt: skip
         members = [item for item in self._core.fleet.members.items() if item[1].session]
-        for name, process in sorted(members, key=lambda item: (item[1].worker or 0, item[1].pid)):
-            pools = [
-                {
-                    "name": pool.name,
-                    "database": budget.database,
-                    "leases": len(pool.leases),
-                    "in_use": pool.demand.in_use,
-                    "idle": pool.demand.idle,
-                    "waiting": pool.demand.waiting,
-                }
-                for budget in self._core.ledger.budgets.values()
-                for pool in budget.pools.values()
-                if pool.key[0] == name
-            ]
-            workers.append(
-                {
-                    "worker": process.worker,
-                    "pid": process.pid,
-                    "uptime": round(now - process.joined, 3),
-                    "restarts": process.restarts,
-                    **_sums(pools, "leases", "in_use", "idle", "waiting"),
-                    "pools": pools,
-                }
+        workers = [
+            WorkerStatus(
+                worker=process.worker, pid=process.pid, uptime=round(now - process.joined, 3),
+                restarts=process.restarts, pools=pools.get(name, []), **numbers(pools.get(name, [])),
             )
-        budgets = [
-            {
-                "database": budget.database,
-                "size": budget.size,
-                "reserved": budget.reserve,
-                "leased": budget.charged,
-                "in_use": sum(pool.demand.in_use for pool in budget.pools.values()),
-                "idle": sum(pool.demand.idle for pool in budget.pools.values()),
-                "waiting": sum(pool.demand.waiting for pool in budget.pools.values()),
-                "quarantined": len(budget.quarantined),
-                "let_go": budget.let_go,
-                "longest_let_go": round(budget.longest, 4),
-                **_states(budget),
-            }
-            for budget in self._core.ledger.budgets.values()
-        ]
-        return {"run": self._config.name, "budgets": budgets, "workers": workers}
+            for name, process in sorted(members, key=lambda item: (item[1].worker or 0, item[1].pid))
+        ]  # fmt: skip
+        budgets = [_of_budget(budget) for budget in ledger.budgets.values()]
+        status: Json = msgspec.to_builtins(
+            RunStatus(run=self._config.name, health=_HEALTH, budgets=budgets, workers=workers, deaths=ledger.deaths)
+        )
+        return status
+
+
+def _of_budget(budget: Budget) -> BudgetStatus:
+    pools = budget.pools.values()
+    return BudgetStatus(
+        database=budget.database,
+        size=budget.size,
+        reserved=budget.reserve,
+        leased=budget.charged,
+        in_use=sum(pool.demand.in_use for pool in pools),
+        idle=sum(pool.demand.idle for pool in pools),
+        waiting=sum(pool.demand.waiting for pool in pools),
+        quarantined=len(budget.quarantined),
+        let_go=budget.past.let_go,
+        longest_let_go=round(budget.past.longest, 4),
+        recalled=budget.past.recalled,
+        totals=TotalsStatus.of(budget.totals),
+        **_states(budget),
+    )
 
 
 def _states(budget: Budget) -> dict[str, int]:
@@ -524,10 +527,6 @@ def _stranger(route: bytes) -> str:
 
 def _route(stranger: str) -> bytes:
     return bytes.fromhex(stranger[1:]) if stranger.startswith("?") else b""
-
-
-def _sums(rows: list[dict[str, Any]], *columns: str) -> dict[str, int]:
-    return {column: sum(row[column] for row in rows) for column in columns}
 
 
 class CannotServeError(RuntimeError):

@@ -12,11 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..errors import SettingsError
 from .control import Json, ask
 from .ctl_jobs import JobsFailure, JobsUsageError, add_jobs, text_of
+from .looking import RefusedLookError, look
 from .messages import shown
 from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
+from .status import RunStatus, schema
 
 DONE = 0
 FAILED = 1
@@ -38,7 +42,8 @@ examples:
 
 exit status:
   0  done
-  1  no such run, or it does not answer; a file cannot be written, or is there already; nothing done about jobs
+  1  no such run, or it does not answer; status and health: not all of it is there; a file cannot be written, or is
+     there already; nothing done about jobs
   2  wrong usage, also when there are several runs and no --name
   3  the coordinator cannot start: a live run has its name, or its directory cannot be used
 """
@@ -97,8 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_status(options: argparse.Namespace) -> None:
-    answer = _ask_run(options.name, {"op": "status"})
-    _say(json.dumps(answer, indent=2) if options.json else _tables(answer))
+    if options.schema:
+        _say(json.dumps(schema(), indent=2))
+        return
+    run = _run_to_ask(options.name)
+    try:
+        status = look(run)
+    except (OSError, ValueError, RefusedLookError) as error:
+        raise _no_answer(run, error) from None
+    _say(json.dumps(msgspec.to_builtins(status), indent=2) if options.json else _tables(status))
+    _check_ready(run, ready=status.health.ready)
 
 
 def _complete(options: argparse.Namespace) -> None:
@@ -113,11 +126,17 @@ def _health(options: argparse.Namespace) -> None:
     run = _run_to_ask(options.name)
     # A coordinator alone has no supervisor.
     answer = _ask(run, run.supervisor if run.supervisor.exists() else run.control, {"op": "health"})
-    what = f"{answer['up']} of {answer['workers']} workers are up" if "workers" in answer else "the coordinator answers"
+    what = "the coordinator answers"
+    if answer["workers"] is not None:
+        what = f"{answer['up']} of {answer['workers']} workers are up"
     if not answer["coordinator"]:
         what += "; the coordinator is not there"
     _say(json.dumps(answer, indent=2) if options.json else f"run {run.name}: {what}")
-    if not (answer["ready"] or options.live):
+    _check_ready(run, ready=answer["ready"] or options.live)
+
+
+def _check_ready(run: RunDirectory, *, ready: bool) -> None:
+    if not ready:
         raise _Failure(f"the run {run.name} is not ready", FAILED)
 
 
@@ -212,7 +231,8 @@ def _parser() -> argparse.ArgumentParser:
         "leases, in use, idle, waiting.",
     )
     status.add_argument("--name", metavar="RUN", help="the run to ask (default: the only one there is)")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.add_argument("--json", action="store_true", help="print one JSON object, as --schema describes it")
+    status.add_argument("--schema", action="store_true", help="print the JSON Schema of --json, and ask nobody")
     status.set_defaults(command=_show_status)
     coordinator = commands.add_parser(
         "coordinator",
@@ -353,12 +373,14 @@ def _ask(run: RunDirectory, path: Path, question: Json) -> Json:
     try:
         answer = ask(path, question)
     except (OSError, ValueError) as error:
-        raise _Failure(
-            f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED
-        ) from None
+        raise _no_answer(run, error) from None
     if "error" in answer:
         raise _Failure(f"the run {run.name}: {answer['error']}", FAILED)
     return answer
+
+
+def _no_answer(run: RunDirectory, error: Exception) -> _Failure:
+    return _Failure(f"the run {run.name} does not answer ({error}): is it still starting, or gone?", FAILED)
 
 
 def _find_run(name: str | None) -> RunDirectory:
@@ -376,32 +398,32 @@ def _find_run(name: str | None) -> RunDirectory:
     return runs[0]
 
 
-def _tables(answer: Json) -> str:
+def _tables(status: RunStatus) -> str:
     from rich.console import Console  # only for people: --json does without it
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    budgets = Table("database", title=f"run {answer['run']}: budgets", title_justify="left")
+    budgets = Table("database", title=f"run {status.run}: budgets", title_justify="left")
     for column in ("size", "leased", "in use", "idle", "waiting"):
         budgets.add_column(column, justify="right")
-    for row in answer["budgets"]:
-        numbers = (row["size"], row["leased"], row["in_use"], row["idle"], row["waiting"])
-        budgets.add_row(escape(shown(row["database"])), *map(str, numbers))
+    for budget in status.budgets:
+        numbers = (budget.size, budget.leased, budget.in_use, budget.idle, budget.waiting)
+        budgets.add_row(escape(shown(budget.database)), *map(str, numbers))
     workers = Table("worker", title="workers", title_justify="left")
     for column in ("pid", "uptime", "restarts", "leases", "in use", "idle", "waiting"):
         workers.add_column(column, justify="right")
-    for row in answer["workers"]:
-        name = "-" if row["worker"] is None else str(row["worker"])
-        numbers = (row["restarts"], row["leases"], row["in_use"], row["idle"], row["waiting"])
-        workers.add_row(name, str(row["pid"]), _duration(row["uptime"]), *map(str, numbers))
+    for worker in status.workers:
+        name = "-" if worker.worker is None else str(worker.worker)
+        numbers = (worker.restarts, worker.leases, worker.in_use, worker.idle, worker.waiting)
+        workers.add_row(name, str(worker.pid or "-"), duration(worker.uptime), *map(str, numbers))
     with console.capture() as text:  # not printed by it: at a closed pipe it ends the process, with status 1
         console.print(budgets)
         console.print(workers)
     return text.get().removesuffix("\n")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

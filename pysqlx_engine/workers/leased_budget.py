@@ -42,6 +42,7 @@ from .messages import (
     Report,
     Returned,
     ToPool,
+    Totals,
 )
 
 logger = logging.getLogger("pysqlx_engine")
@@ -53,7 +54,7 @@ SOON = 0.01
 
 _pool_ids = itertools.count(1)
 
-Outgoing = FromPool | Callable[[], Report]
+Outgoing = FromPool | Callable[[], FromPool]
 """A message, or what makes one at the moment of sending."""
 
 
@@ -202,6 +203,9 @@ class LeasedBudget:
         return self._link.answers()
 
     def detach(self) -> None:
+        if self._client is not None:
+            with self._link.lock:
+                self._link.post(self._totals())
         self._link.remove(self)
 
     def label(self, pool: str) -> str:
@@ -234,6 +238,10 @@ class LeasedBudget:
             self._report_in(RECENT)  # if these are still idle then, somebody else may have them
         return Report(self.pool_id, self._received, demand)
 
+    def _totals(self) -> Totals:
+        assert self._client is not None
+        return Totals.of(self.pool_id, self._client.tell_counters())
+
     def receive(self, message: ToPool) -> None:
         client = self._client
         assert client is not None
@@ -253,6 +261,8 @@ class LeasedBudget:
                 self._pressed = ceiling is not None
                 client.set_ceiling(ceiling)
             case Ask():
+                with self._link.lock:
+                    self._link.post(self._totals)
                 self._link.demand_changed(self)
             case Attached(size=size):
                 self._size = size

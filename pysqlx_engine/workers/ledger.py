@@ -49,6 +49,7 @@ from .messages import (
     Report,
     Returned,
     ToPool,
+    Totals,
 )
 
 DEFAULT_SIZE = 10
@@ -62,6 +63,7 @@ MOST_BUDGETS = 1_000
 MOST_CAPPED = 1_000
 """Sizes that are remembered because it was said that they are capped."""
 
+NOTHING_COUNTED = Totals(0)
 NOTHING = Demand(in_use=0, idle=0, recent=0, waiting=0, want=0)
 
 MemberId = str
@@ -94,6 +96,8 @@ class Pool:
     """Since when it has held more than its ceiling."""
     silent: bool = False
     """Known from the journal only: its process lives, but has not reported to this coordinator yet."""
+    totals: Totals = NOTHING_COUNTED
+    """What it has counted, as it said last."""
 
     @property
     def held(self) -> int:
@@ -137,6 +141,19 @@ class Orphan:
 
 
 @dataclass(slots=True)
+class Past:
+    """What was counted for one database. It outlives the budget: what is counted never becomes less."""
+
+    totals: Totals = NOTHING_COUNTED
+    """Of pools that are no more."""
+    recalled: int = 0
+    """Leases that were asked back."""
+    let_go: int = 0
+    longest: float = 0.0
+    """Sessions of dead processes that the server has let go of, and the most seconds that one took."""
+
+
+@dataclass(slots=True)
 class Budget:
     """One database's budget."""
 
@@ -158,9 +175,7 @@ class Budget:
     """How many of `pools` are of other hosts."""
     lost: int = 0
     """How many of `quarantined` are of other hosts."""
-    let_go: int = 0
-    longest: float = 0.0
-    """Sessions of dead processes that the server has let go of, and the most seconds that one took."""
+    past: Past = field(default_factory=Past)
     helper: PoolKey | None = None
     """The pool that was asked last to end sessions."""
     lent: bool = False
@@ -185,6 +200,11 @@ class Budget:
     @property
     def free(self) -> int:
         return self.usable - self.charged
+
+    @property
+    def totals(self) -> Totals:
+        """What all pools have counted, those that are no more too."""
+        return sum((pool.totals for pool in self.pools.values()), self.past.totals)
 
     @property
     def starving(self) -> bool:
@@ -280,6 +300,10 @@ class Ledger:
         """Budgets of which something has changed since the last `decide`."""
         self._reported: list[Pool] = []
         """Pools that have told their demand since then."""
+        self.deaths = 0
+        """Processes that died, or could not be reached any more, without having closed their pools."""
+        self._pasts: dict[str, Past] = {}
+        """Of every database that had a budget, at most `MOST_BUDGETS` of those that have none."""
 
     # -- pools come and go ----------------------------------------------------------------------------------------
 
@@ -299,8 +323,10 @@ class Ledger:
         if former is not None and former is not budget:
             self.detach(key)
         # Whatever was known of the pool before: what it claims now is what it holds.
-        budget.remove(key)
+        before = budget.remove(key)
         pool = Pool(key, claim.name, claim.min_size, local)
+        if before is not None:  # it goes on counting
+            pool.totals = before.totals
         elsewhere = []
         for held in claim.leases:
             holder = budget.holders.get(held.lease)
@@ -378,6 +404,7 @@ class Ledger:
         """Ask every lease back: others are granted as they are needed."""
         for budget in self.budgets.values():
             for pool in budget.pools.values():
+                budget.past.recalled += pool.held
                 self._send(pool, Recall(pool.key[1]))
 
     def _say_capped(self, budget: Budget, claim: PoolClaim) -> None:
@@ -423,6 +450,7 @@ class Ledger:
             return
         pool = budget.remove(key)
         if pool is not None:
+            budget.past.totals += pool.totals
             self._record_returned(budget, key, pool.leases.values())
         self._touch(budget)
 
@@ -443,8 +471,13 @@ class Ledger:
         budget = self.budgets.get(database)
         if budget is None:
             size, stated_by = (self.operator_size, "operator") if self.operator_size else (DEFAULT_SIZE, None)
-            budget = self.budgets[database] = Budget(database, size, stated_by)
+            budget = self.budgets[database] = Budget(database, size, stated_by, past=self._past(database))
         return budget
+
+    def _past(self, database: str) -> Past:
+        if len(self._pasts) >= 2 * MOST_BUDGETS:
+            self._pasts = {name: past for name, past in self._pasts.items() if name in self.budgets}
+        return self._pasts.setdefault(database, Past())
 
     def start_granting(self) -> None:
         self.granting = True
@@ -454,11 +487,15 @@ class Ledger:
     def dead(self, member: MemberId, *, local: bool) -> None:
         """A process died, or cannot be reached. Its leases stay charged until the server was seen to let go of
         each."""
-        for key in [key for key in self._homes if key[0] == member]:
+        keys = [key for key in self._homes if key[0] == member]
+        self.deaths += bool(keys)
+        for key in keys:
             budget = self._homes.pop(key)
             pool = budget.remove(key)
-            for held in pool.leases.values() if pool is not None else ():
-                budget.quarantine(Orphan(held, key, self.now, local))
+            if pool is not None:
+                budget.past.totals += pool.totals
+                for held in pool.leases.values():
+                    budget.quarantine(Orphan(held, key, self.now, local))
             self._touch(budget)
 
     def gone(self, database: str, lease: Lease) -> None:
@@ -467,8 +504,8 @@ class Ledger:
         orphan = budget.absolve(lease) if budget is not None else None
         if budget is None or orphan is None:
             return
-        budget.let_go += 1
-        budget.longest = max(budget.longest, self.now - orphan.since)
+        budget.past.let_go += 1
+        budget.past.longest = max(budget.past.longest, self.now - orphan.since)
         self._record_returned(budget, orphan.key, [orphan.held])
         self._touch(budget)
 
@@ -489,6 +526,10 @@ class Ledger:
                 self.detach((member, pool))
             case Ended(pool=pool, leases=leases):
                 self.ended((member, pool), leases)
+            case Totals(pool=pool):
+                found = self._find((member, pool))
+                if found is not None:
+                    found[1].totals = message
 
     # -- leases ---------------------------------------------------------------------------------------------------
 
@@ -690,6 +731,9 @@ class Ledger:
             owes = pool.held > target
             pool.owes_since = (self.now if pool.owes_since is None else pool.owes_since) if owes else None
             if pool.ceiling != target:
+                # What an earlier ceiling has asked back is asked back once.
+                before = pool.held if pool.ceiling is None else min(pool.held, pool.ceiling)
+                budget.past.recalled += max(0, before - target)
                 pool.ceiling = target
                 budget.ceilings[key] = None
                 self._send(pool, Ceiling(key[1], target, budget.charged))

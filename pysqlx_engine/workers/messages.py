@@ -9,14 +9,16 @@ holds. docs/protocol.md describes the whole.
 from __future__ import annotations
 
 import enum
+import itertools
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from ..pool.budget import Demand, Lease
+from ..pool.stats import Counters, Histogram
 
-VERSION = 3
+VERSION = 4
 MAX_MESSAGE = 1024 * 1024
 """Bytes. A longer message is dropped unread, and its sender's connection with it."""
 MOST_CONNECTIONS = 1_000_000
@@ -129,7 +131,58 @@ class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
     leases: list[Lease]
 
 
-FromPool = Attach | Report | Moved | Returned | Detach | Ended
+class Durations(msgspec.Struct, array_like=True, frozen=True):
+    """A histogram as `pool.stats` has it, without the empty buckets at its end."""
+
+    sum: Annotated[float, Meta(ge=0, le=1e15)] = 0.0
+    """Seconds, all together."""
+    buckets: Annotated[list[Natural], Meta(max_length=Histogram.BUCKETS)] = []
+
+    def __add__(self, other: Durations) -> Durations:
+        both = itertools.zip_longest(self.buckets, other.buckets, fillvalue=0)
+        return Durations(self.sum + other.sum, [one + another for one, another in both])
+
+    @staticmethod
+    def of(histogram: Histogram, zeros: int = 0) -> Durations:
+        """What was counted, and `zeros` more that took no time."""
+        buckets = [histogram.buckets[0] + zeros, *histogram.buckets[1:]]
+        while buckets and not buckets[-1]:
+            buckets.pop()
+        return Durations(histogram.sum, buckets)
+
+
+class Totals(msgspec.Struct, tag="totals", array_like=True, frozen=True):
+    """What a pool has counted since its start: `PoolStats` says what each is."""
+
+    pool: int
+    requests: Natural = 0
+    requests_waited: Natural = 0
+    timeouts: Natural = 0
+    opened: Natural = 0
+    open_errors: Natural = 0
+    closed: Natural = 0
+    found_dead: Natural = 0
+    rolled_back: Natural = 0
+    wait: Durations = Durations()
+    hold: Durations = Durations()
+    open: Durations = Durations()
+    close: Durations = Durations()
+
+    def __add__(self, other: Totals) -> Totals:
+        names = self.__struct_fields__[1:]
+        return Totals(0, *(getattr(self, name) + getattr(other, name) for name in names))
+
+    @staticmethod
+    def of(pool: int, counted: Counters) -> Totals:
+        return Totals(
+            pool, counted.requests, counted.requests_waited, counted.timeouts, counted.opened, counted.open_errors,
+            counted.closed, counted.found_dead, counted.rolled_back,
+            Durations.of(counted.wait, counted.found_idle), Durations.of(counted.hold), Durations.of(counted.open),
+            Durations.of(counted.close),
+        )  # fmt: skip
+
+
+FromPool = Attach | Report | Moved | Returned | Detach | Ended | Totals
 
 
 # -- from the coordinator, to one pool --------------------------------------------------------------------------------
@@ -169,7 +222,7 @@ class Ceiling(msgspec.Struct, tag="ceiling", array_like=True, frozen=True):
 
 
 class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
-    """Report at once."""
+    """Say `Totals`, and report, at once."""
 
     pool: int
 

@@ -43,6 +43,7 @@ from .formation import (
     too_often,
 )
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
+from .messages import Totals
 from .output import Pump, line_prefix, log_to
 from .plan import RunPlan
 from .process import (
@@ -54,12 +55,23 @@ from .process import (
     dispatcher_main,
     kill_group,
 )
+from .status import (
+    BudgetStatus,
+    Crew,
+    CrewMember,
+    Health,
+    PoolLook,
+    ProcessState,
+    RunStatus,
+    TotalsStatus,
+    WorkerStatus,
+    numbers,
+)
 from .systemd import Systemd
 from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, WorkerSpec
 from .worker import main as worker_main
 
 if TYPE_CHECKING:
-    from ..pool import PoolStats
     from .control import Json, Reply
     from .coordinator import CoordinatorConfig
 
@@ -205,8 +217,7 @@ class Supervisor:
             told.stopping()
         elif not self._formation.reloading:
             health = self._health(now)
-            status = f"{health['up']} of {health['workers']} workers"
-            told.status(status, ready=health["ready"])
+            told.status(f"{health.up} of {health.workers} workers", ready=health.ready)
 
     @property
     def _looks_up_at(self) -> float | None:
@@ -217,15 +228,39 @@ class Supervisor:
         moments = [child.started + UP_AFTER for child in self._workers()]
         return min((moment for moment in moments if moment > now), default=None)
 
-    def _health(self, now: float) -> Json:
+    def _health(self, now: float) -> Health:
         """Whether all that is to be there is there. A worker that says neither of a pool nor of a queue is up when it
         has lived for a second."""
         workers = self._formation.expected if self._workers_started else self._formation.staying
         children = [self._children[place.process] for place in workers if place.process is not None]
-        up = sum(bool(child.serving) or child.lives_well(now) for child in children)
+        up = sum(child.is_up(now) for child in children)
         coordinator = self._coordinator is None or self._coordinator.child is not None
         ready = up == len(workers) and coordinator and self._workers_started and not self._stopping
-        return {"ready": ready, "workers": len(workers), "up": up, "coordinator": coordinator}
+        return Health(ready=ready, workers=len(workers), up=up, coordinator=coordinator)
+
+    def _crew(self, now: float) -> Crew:
+        workers = []
+        for number in sorted(self._formation.places):
+            place = self._formation.places[number]
+            for pid in sorted(place.pids):
+                child = self._children[pid]
+                workers.append(
+                    CrewMember(
+                        worker=number, pid=pid, state=self._state(place, child, now),
+                        uptime=round(now - child.started, 3), restarts=place.restarts,
+                    )
+                )  # fmt: skip
+            if place.restart_at is not None or place.waits_for_change:
+                state = ProcessState.RESTARTING
+                workers.append(CrewMember(worker=number, pid=None, state=state, uptime=0.0, restarts=place.restarts))
+        return Crew(health=self._health(now), workers=workers)
+
+    def _state(self, place: Place, child: Child, now: float) -> ProcessState:
+        if child.pid == place.successor:
+            return ProcessState.TAKING_OVER
+        if child.pid in place.former or place.retired or place.leaving or self._stopping:
+            return ProcessState.ENDING
+        return ProcessState.UP if child.is_up(now) else ProcessState.STARTING
 
     def _time_to_wait(self) -> float | None:
         due = [slot.restart_at for slot in self._slots()]
@@ -830,7 +865,9 @@ class Supervisor:
                 case {"op": "status"}:
                     self._ask_workers(reply)
                 case {"op": "health"}:
-                    reply(self._health(time.monotonic()))
+                    reply(msgspec.to_builtins(self._health(time.monotonic())))
+                case {"op": "crew"}:
+                    reply(msgspec.to_builtins(self._crew(time.monotonic())))
                 case {"op": "reload"}:
                     reply({"workers": self._reload()})
                 case {"op": "scale", "workers": int(workers)}:
@@ -885,47 +922,35 @@ class Supervisor:
         The pools of a worker that joined nobody share one budget for each database. Of a budget that a coordinator of
         another run has, this is our run's part.
         """
+        now = time.monotonic()
         workers = [
-            {
-                "worker": child.place.number,
-                "pid": child.pid,
-                "uptime": round(time.monotonic() - child.started, 3),
-                "restarts": child.place.restarts,
-                **_numbers(child.pools or []),
-                "pools": [
-                    {"name": pool.name, "database": pool.database, **_numbers([pool])} for pool in child.pools or []
-                ],
-            }
+            WorkerStatus(
+                worker=child.place.number, pid=child.pid, uptime=round(now - child.started, 3),
+                restarts=child.place.restarts, pools=list(child.pools or ()), **numbers(child.pools or ()),
+            )
             for child in self._workers()
             if child.place is not None
-        ]
-        by_database: dict[str, list[PoolStats]] = {}
+        ]  # fmt: skip
+        by_database: dict[str, list[PoolLook]] = {}
         for child in self._workers():
             for pool in child.pools or []:
                 by_database.setdefault(pool.database, []).append(pool)
         budgets = []
         for database, pools in by_database.items():
-            numbers = _numbers(pools)
+            sums = numbers(pools)
+            totals = TotalsStatus.of(sum((pool.totals for pool in pools), Totals(0)))
             size = max(pool.max_size for pool in pools)
-            budgets.append(
-                {"database": database, "size": size, "leased": numbers.pop("leases"), **numbers, "quarantined": 0}
-            )
-        return {"run": self._plan.name, "budgets": budgets, "workers": workers}
+            budgets.append(BudgetStatus(database=database, size=size, leased=sums.pop("leases"), totals=totals, **sums))
+        status: Json = msgspec.to_builtins(
+            RunStatus(run=self._plan.name, health=self._health(now), budgets=budgets, workers=workers)
+        )
+        return status
 
 
 def _as_a_reason(status: int) -> str:
     """How a worker ended, for the jobs that it ran."""
     memory = ", perhaps out of memory" if status == -signal.SIGKILL else ""
     return f"its worker {describe_exit(status)}{memory}"
-
-
-def _numbers(pools: list[PoolStats]) -> dict[str, int]:
-    return {
-        "leases": sum(pool.held for pool in pools),
-        "in_use": sum(pool.in_use for pool in pools),
-        "idle": sum(pool.idle for pool in pools),
-        "waiting": sum(pool.waiting for pool in pools),
-    }
 
 
 def _has_terminal() -> bool:

@@ -48,9 +48,10 @@ from ..errors import (
     PySQLXError,
     SettingsError,
 )
-from ..pool import PoolStats, registry
+from ..pool import registry
 from .jobs.served import Recycle, Retired, ServedQueue, Serving, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
+from .status import PoolLook
 
 __all__ = [
     "BOOT_FAILURE",
@@ -90,7 +91,7 @@ class PoolStarted(msgspec.Struct, tag="pool_started", frozen=True):
 class Statistics(msgspec.Struct, tag="statistics", frozen=True):
     """One look at each running pool."""
 
-    pools: list[PoolStats]
+    pools: list[PoolLook]
 
 
 Message = BootFailure | PoolStarted | Statistics | ServedQueue | Serving | Recycle | Retired
@@ -226,7 +227,7 @@ class _Worker:
                 elif operation == "dump":
                     _dump()
                 elif operation == "stats":
-                    self._say(Statistics([runtime.stats() for runtime in list(registry.running)]))
+                    self._say(Statistics([PoolLook.at(runtime) for runtime in list(registry.running)]))
 
     def _pool_started(self) -> None:
         self._had_a_pool = True

@@ -9,6 +9,7 @@ from pysqlx_engine.engine.session import ServerSession
 from pysqlx_engine.errors import ConnectError, PoolError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.core import OURSELVES, ConnInfo, Effects, PoolCore, State, Waiter
+from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.workers.leased_budget import LeasedBudget
 
 from .server import Broken, Server, Session
@@ -36,6 +37,7 @@ class SimPool:
         request = PoolRequest("pool", server.uri, min_size, server.size, True, CONN_TIMEOUT)
         self.budget = LeasedBudget(process.link, request)
         self.core = PoolCore(min_size, server.size, check_after=0.5)
+        self.counters = Counters()
         self.users: dict[Conn, User] = {}
         self.waiters: dict[Waiter, tuple[User, float]] = {}
         self.budget._client = self
@@ -82,6 +84,9 @@ class SimPool:
 
     def tell_demand(self) -> Demand:
         return self.core.tell(self.world.now)
+
+    def tell_counters(self) -> Counters:
+        return self.counters
 
     def disown(self, leases: Sequence[Lease]) -> None:
         self.world.count("disowned")

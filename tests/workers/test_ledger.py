@@ -12,6 +12,7 @@ from pysqlx_engine.workers.messages import (
     Attached,
     Ceiling,
     Denied,
+    Durations,
     End,
     Ended,
     FromCoordinator,
@@ -22,6 +23,7 @@ from pysqlx_engine.workers.messages import (
     PoolClaim,
     Refused,
     Returned,
+    Totals,
 )
 
 SHOP = "postgresql://db.example:5432/shop"
@@ -637,3 +639,47 @@ def test_nothing_is_granted_to_another_pool_of_a_process_that_has_just_died() ->
     book.dead("far", local=False)  # with it goes the reserve
     assert book.outbox == []
     assert list(book.budgets[SHOP].quarantined) == [101]
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+def test_what_pools_have_counted_never_becomes_less_when_they_go() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 4))
+        book.take(name, Totals(1, requests=5, wait=Durations(0.5, [1, 4])))
+    budget = book.budgets[SHOP]
+    book.take("a", Totals(1, requests=7, wait=Durations(0.75, [1, 4, 2])))  # all since its start, not more of it
+    assert (budget.totals.requests, budget.totals.wait) == (12, Durations(1.25, [2, 8, 2]))
+    book.detach(("a", 1))
+    book.attach("b", claim("b", 4))  # its connection to the coordinator was lost, and it says hello again
+    assert budget.totals.requests == 12
+    book.dead("b", local=True)
+    book.decide()
+    assert SHOP not in book.budgets  # nobody uses it
+    book.attach("c", claim("c", 4))
+    assert book.budgets[SHOP].totals.requests == 12
+
+
+def test_a_process_that_dies_with_a_pool_is_counted_and_one_that_had_closed_it_is_not() -> None:
+    book = ledger()
+    for name in "ab":
+        book.attach(name, claim(name, 4))
+    book.detach(("a", 1))
+    for name in "ab":
+        book.dead(name, local=True)
+    assert book.deaths == 1
+
+
+def test_a_lease_that_is_asked_back_is_counted_once() -> None:
+    book = two_hold_all_and_a_third_waits()
+    book.decide()
+    past = book.budgets[SHOP].past
+    assert past.recalled == 1
+    for _ in range(2):
+        book.report(("c", 1), 0, busy(0, waiting=1))
+        book.decide()
+    assert past.recalled == 1
+    book.recall()
+    assert past.recalled == 5

@@ -16,6 +16,7 @@ from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.core import Effects, PoolCore, Waiter
+from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.workers.leased_budget import LeasedBudget, LinkToLedger, LocalLink
 from pysqlx_engine.workers.membership import (
     BEATS,
@@ -31,6 +32,7 @@ from pysqlx_engine.workers.messages import (
     LONGEST_NAME,
     MOST_CONNECTIONS,
     VERSION,
+    Ask,
     Attach,
     Attached,
     Ceiling,
@@ -49,6 +51,7 @@ from pysqlx_engine.workers.messages import (
     Report,
     Returned,
     ToPool,
+    Totals,
     Unwelcome,
     Welcome,
 )
@@ -111,6 +114,7 @@ class Client:
     def __init__(self) -> None:
         self.told: list[object] = []
         self.demand = Demand(0, 0, 0, 0, 0)
+        self.counters = Counters()
 
     def granted(self, leases: Sequence[Lease]) -> None:
         self.told.append(("granted", list(leases)))
@@ -141,6 +145,9 @@ class Client:
 
     def tell_demand(self) -> Demand:
         return self.demand
+
+    def tell_counters(self) -> Counters:
+        return self.counters
 
 
 def pool(here: LinkToLedger, name: str = "pool", max_size: int = 4) -> tuple[LeasedBudget, Client]:
@@ -290,13 +297,29 @@ def test_reports_come_last_and_are_made_when_they_are_sent() -> None:
     assert report == Report(budget.pool_id, 0, client.demand)
 
 
-def test_a_pool_that_goes_is_detached_and_not_reported() -> None:
+def test_a_pool_that_goes_says_what_it_has_counted_and_is_not_reported() -> None:
     here = Here()
-    budget, _ = pool(here)
+    budget, client = pool(here)
     here.join()
+    client.counters.requests = 7
     budget.demand_changed(urgent=True)
     budget.detach()
-    assert here.said() == [Detach(budget.pool_id)]
+    totals, detach = here.said()
+    assert isinstance(totals, Totals)
+    assert (totals.requests, totals.wait.buckets) == (7, [7])  # none of them waited
+    assert detach == Detach(budget.pool_id)
+
+
+def test_who_is_asked_says_what_was_counted_and_then_reports() -> None:
+    here = Here()
+    budget, client = pool(here)
+    here.join()
+    client.counters.hold.observe(0.000_005)
+    here.hears(Ask(budget.pool_id))
+    totals, report = here.said()
+    assert isinstance(totals, Totals)
+    assert totals.hold.buckets == [0, 0, 0, 1]  # from 4 to 8 microseconds; nothing follows
+    assert isinstance(report, Report)
 
 
 # -- what is heard ----------------------------------------------------------------------------------------------------

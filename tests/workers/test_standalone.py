@@ -93,7 +93,13 @@ def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
 def test_it_says_its_address_answers_and_ends_when_it_is_told(tmp_path: Path, number: signal.Signals) -> None:
     with coordinating(tmp_path) as (run, address):
         assert address == f"ipc://{tmp_path}/pysqlx/default/coordinator.sock"
-        assert status(tmp_path) == {"run": "default", "budgets": [], "workers": []}
+        assert status(tmp_path) == {
+            "run": "default",
+            "health": {"ready": True, "workers": None, "up": None, "coordinator": True},
+            "budgets": [],
+            "workers": [],
+            "deaths": 0,
+        }
         run.send(number)
         assert run.wait() == 0
         assert run.rest() == []

@@ -1,0 +1,122 @@
+"""What `pysqlx-ctl status` tells of a run, and what its exit status says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pysqlx_engine.workers.status import RunStatus
+
+from .runs import Run, coordinating, ctl, started
+
+COUNTS = """
+import os, sys, threading
+from pysqlx_engine import PySQLXEnginePoolSync
+with PySQLXEnginePoolSync(uri="sqlite:./x.db", min_size=1, max_size=4) as pool:
+    if os.environ["PYSQLX_WORKER_RESTARTS"] == "0":
+        for _ in range(5):
+            with pool.connection() as conn:
+                conn.query_first("SELECT 1 AS a")
+    print("up", os.environ["PYSQLX_WORKER_ID"], flush=True)
+    threading.Event().wait()
+"""
+HAS_NO_POOL = """
+import threading
+print("up", flush=True)
+threading.Event().wait()
+"""
+
+
+@contextmanager
+def running(directory: Path, script: str, workers: int = 2) -> Iterator[Run]:
+    (directory / "script.py").write_text(script)
+    with started(directory, "-w", str(workers), "script.py") as run:
+        yield run
+        run.send(signal.SIGTERM)
+        run.rest()
+
+
+def asked(directory: Path) -> RunStatus:
+    """The status, which has to be as its types say."""
+    code, out, error = ctl(directory, "status", "--json")
+    status = msgspec.json.decode(out, type=RunStatus)
+    assert (code, error) == (0, "") if status.health.ready else (1, error)
+    return status
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_counts_what_pools_have_done(tmp_path: Path, workers: int) -> None:
+    with running(tmp_path, COUNTS, workers) as run:
+        for _ in range(workers):
+            run.line_with("up")
+        status = asked(tmp_path)
+        [budget] = status.budgets
+        assert (budget.size, budget.idle, budget.in_use, budget.waiting) == (4, workers, 0, 0)
+        totals = budget.totals
+        assert (totals.requests, totals.wait.count, totals.hold.count) == (5 * workers,) * 3
+        assert (totals.opened, totals.open.count, totals.timeouts) == (workers, workers, 0)
+        assert 0 < totals.hold.sum < 60
+        assert [(one.worker, one.state, len(one.pools)) for one in status.workers] == [
+            (number, "up", 1) for number in range(workers)
+        ]
+        assert status.health == msgspec.structs.replace(
+            status.health, ready=True, workers=workers, up=workers, coordinator=True
+        )
+
+
+def test_what_a_killed_worker_had_counted_is_kept(tmp_path: Path) -> None:
+    with running(tmp_path, COUNTS) as run:
+        for _ in range(2):
+            run.line_with("up")
+        before = asked(tmp_path)
+        pid = before.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        run.line_with("up 0")
+        after = asked(tmp_path)
+        assert (before.budgets[0].totals.requests, after.budgets[0].totals.requests) == (10, 10)
+        assert (before.deaths, after.deaths) == (0, 1)
+        assert (after.budgets[0].totals.opened, after.workers[0].restarts) == (3, 1)
+
+
+def test_while_a_worker_is_missing_it_ends_with_1_and_shows_why(tmp_path: Path) -> None:
+    with running(tmp_path, "import sys\nsys.exit(1)\n") as run:
+        lines = iter(lambda: run.line_with("starting it again in"), "")
+        assert next(line for line in lines if "in 1." in line or "in 0.9" in line or "in 0.8" in line)
+        status = asked(tmp_path)
+        assert not status.health.ready
+        assert "restarting" in {worker.state for worker in status.workers}
+
+
+def test_workers_without_a_pool_are_there_too(tmp_path: Path) -> None:
+    with running(tmp_path, HAS_NO_POOL) as run:
+        for _ in range(2):
+            run.line_with("up")
+        status = asked(tmp_path)
+        pids = {worker.pid for worker in status.workers}
+        assert len(pids) == 2
+        assert pids < set(run.pids())
+        assert status.budgets == []
+
+
+def test_a_coordinator_alone_knows_of_no_workers(tmp_path: Path) -> None:
+    with coordinating(tmp_path):
+        status = asked(tmp_path)
+        assert status.health == msgspec.structs.replace(status.health, ready=True, workers=None, up=None)
+        assert status.workers == []
+
+
+def test_its_schema_can_be_had_without_a_run(tmp_path: Path) -> None:
+    code, out, _ = ctl(tmp_path, "status", "--schema")
+    described: dict[str, Any] = json.loads(out)
+    assert code == 0
+    assert described["$defs"]["BudgetStatus"]["properties"]["leased"]["minimum"] == 0
+    assert set(described["$defs"]["RunStatus"]["required"]) == {"run", "health", "budgets", "workers"}
