@@ -11,11 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from ..errors import ConnectError, JobError, JobSchemaError, PySQLXError, SettingsError
 from .messages import shown
@@ -24,11 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..engine import PySQLXEngine
-    from .jobs.dialects import Dialect
+    from .jobs.administration import Administration, Changed
     from .jobs.life import State
     from .jobs.presence import Presence
-    from .jobs.store import Store
     from .jobs.views import Filter, ListedJob, PausedQueue, TaskCounts, WholeJob
 
 T = TypeVar("T")
@@ -36,9 +33,6 @@ Ts = TypeVarTuple("Ts")
 
 _BATCH = 500
 """Jobs that one transaction changes: what runs waits meanwhile to be reported as ended."""
-_TIMES = 5
-"""How often a transaction is begun that the server ends because another one and it waited for each other."""
-_WAITED_FOR_EACH_OTHER = frozenset({"40001", "40P01", "1213"})
 _REASONS = 10
 """Jobs that are named with the reason why nothing was done to them; more are counted."""
 _SHORTEST_NOTE = 60
@@ -293,7 +287,7 @@ def _list(options: argparse.Namespace) -> str:
     limit = _whole("--limit", options.limit, 1, _MOST_LISTED)
     before = None if options.before is None else _whole("--before", options.before, 1, _GREATEST_ID)
 
-    async def look(database: _Database) -> tuple[int, list[ListedJob]]:
+    async def look(database: Administration) -> tuple[int, list[ListedJob]]:
         now = await database.store.now(database.connection)
         return now, await database.views.jobs(database.connection, which, limit + 1, before)
 
@@ -310,7 +304,7 @@ def _list(options: argparse.Namespace) -> str:
 def _show(options: argparse.Namespace) -> str:
     id_ = _whole("ID", options.id, 1, _GREATEST_ID)
 
-    async def look(database: _Database) -> tuple[WholeJob | None, list[Presence]]:
+    async def look(database: Administration) -> tuple[WholeJob | None, list[Presence]]:
         job = await database.views.job(database.connection, id_)
         return job, await database.dispatchers() if job is not None and job.owner is not None else []
 
@@ -328,40 +322,19 @@ def _show(options: argparse.Namespace) -> str:
 
 
 def _retry(options: argparse.Namespace) -> str:
-    from .jobs.life import FROM, Event, State
+    from .jobs.administration import MAY_RETRY, Administration
+    from .jobs.life import State
 
-    may = FROM[Event.REVIVE]
-
-    async def change(database: _Database, ids: list[int]) -> _Changed:
-        before = await database.views.states(database.connection, ids)
-        done = await database.store.revive(database.connection, ids)
-        after = await database.views.states(database.connection, ids)
-        unchanged = {id_: _as_it_is(before.get(id_)) for id_ in ids if before.get(id_) not in may}
-        # What could be revived, and was not, had to give way.
-        unchanged |= {
-            id_: "has a unique key that another job has by now"
-            for id_ in ids
-            if before.get(id_) in may and after.get(id_) is not State.AVAILABLE
-        }
-        return _Changed(done, 0, unchanged)
-
-    changed = _change(options, "retry", may, frozenset({State.DISCARDED}), change)
+    changed = _change(options, "retry", MAY_RETRY, frozenset({State.DISCARDED}), Administration.retry)
     if options.json:
         return _json({"retried": changed.done, "unchanged": changed.unchanged})
     return f"{_count(changed.done)} to run now{_unchanged(changed)}"
 
 
 def _cancel(options: argparse.Namespace) -> str:
-    from .jobs.life import WAITING, State
+    from .jobs.administration import MAY_CANCEL, Administration
 
-    may = WAITING | {State.RUNNING}
-
-    async def change(database: _Database, ids: list[int]) -> _Changed:
-        before = await database.views.states(database.connection, ids)
-        done, asked = await database.store.cancel(database.connection, ids)
-        return _Changed(done, asked, {id_: _as_it_is(before.get(id_)) for id_ in ids if before.get(id_) not in may})
-
-    changed = _change(options, "cancel", may, may, change)
+    changed = _change(options, "cancel", MAY_CANCEL, MAY_CANCEL, Administration.cancel)
     if options.json:
         return _json({"cancelled": changed.done, "asked": changed.asked, "unchanged": changed.unchanged})
     asked = f", {_count(changed.asked)} asked to stop" if changed.asked else ""
@@ -387,18 +360,13 @@ def _set_paused(options: argparse.Namespace, *, pause: bool) -> None:
 
     _check(partial(check_name, "QUEUE", options.queue))
 
-    async def change(database: _Database) -> None:
-        act = database.store.pause if pause else database.store.resume
-        await database.transaction(act, database.connection, options.queue)
-        await database.tell()
-
-    _with_database(options, change)
+    _with_database(options, lambda database: database.set_paused(options.queue, pause=pause))
 
 
 def _stats(options: argparse.Namespace) -> str:
     hours = _number("--hours", options.hours, 0, _LONGEST_WINDOW)
 
-    async def look(database: _Database) -> tuple[list[TaskCounts], list[PausedQueue], list[Presence]]:
+    async def look(database: Administration) -> tuple[list[TaskCounts], list[PausedQueue], list[Presence]]:
         counts = await database.views.counts(database.connection, hours * 3600)
         return counts, await database.views.paused(database.connection), await database.dispatchers()
 
@@ -455,7 +423,7 @@ def _enqueue(options: argparse.Namespace) -> str:
         unique_key=said.unique_key,
     )
 
-    async def change(database: _Database) -> int:
+    async def change(database: Administration) -> int:
         (id_,) = await database.transaction(database.store.enqueue, database.connection, [job])
         await database.tell()
         return id_
@@ -467,7 +435,7 @@ def _enqueue(options: argparse.Namespace) -> str:
 def _migrate(options: argparse.Namespace) -> str:
     from .jobs.schema import VERSION, migrate
 
-    async def change(database: _Database) -> int:
+    async def change(database: Administration) -> int:
         return await migrate(database.connection)
 
     took = _with_database(options, change, tables=False)
@@ -482,48 +450,14 @@ def _migrate(options: argparse.Namespace) -> str:
 # -- the database -----------------------------------------------------------------------------------------------------
 
 
-class _Database:
-    """A connection, and what can be asked and changed by it."""
-
-    def __init__(self, connection: PySQLXEngine, dialect: Dialect) -> None:
-        from .jobs.store import Store
-        from .jobs.views import Views
-
-        self.connection = connection
-        self.store: Store = Store(dialect)
-        self.views = Views(dialect)
-        self._dialect = dialect
-
-    async def transaction(self, act: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
-        """`act` in a transaction; again where the server ended it, because another one and it waited for each other."""
-        for left in reversed(range(_TIMES)):
-            try:
-                async with self.store.transaction(self.connection):
-                    return await act(*args)
-            except PySQLXError as error:
-                if not left or error.code not in _WAITED_FOR_EACH_OTHER:
-                    raise
-        raise AssertionError
-
-    async def dispatchers(self) -> list[Presence]:
-        from .jobs.presence import Register
-
-        return await Register(self._dialect).all(self.connection)
-
-    async def tell(self) -> None:
-        """Tell the dispatchers of this host that there is something to do."""
-        from .jobs.hints import Hints
-
-        # It is done and committed: a failure now must not look like one of the change. They look by themselves, too.
-        with suppress(PySQLXError, OSError):
-            await Hints().tell(self.connection)
-
-
-def _with_database(options: argparse.Namespace, act: Callable[[_Database], Awaitable[T]], *, tables: bool = True) -> T:
+def _with_database(
+    options: argparse.Namespace, act: Callable[[Administration], Awaitable[T]], *, tables: bool = True
+) -> T:
     """What `act` gives, on a connection to a database that has the tables, or (not `tables`) may have them."""
     from ..engine import PySQLXEngine, parse_uri
     from ..engine.driving import drive
     from ..engine.uri import INVALID_URI
+    from .jobs.administration import Administration
     from .jobs.dialects import dialect_of
 
     uri = _uri(options)
@@ -535,7 +469,7 @@ def _with_database(options: argparse.Namespace, act: Callable[[_Database], Await
 
                 # A look at a database changes nothing, so on SQLite, too, nobody but `migrate` makes tables.
                 await prepare(connection, replace(dialect, migrates_by_itself=False))
-            return await act(_Database(connection, dialect))
+            return await act(Administration(connection, dialect))
 
     try:
         connection = PySQLXEngine(uri)
@@ -569,26 +503,16 @@ def _uri(options: argparse.Namespace) -> str:
     return uri.get_secret_value()
 
 
-@dataclass
-class _Changed:
-    """What became of jobs."""
-
-    done: int = 0
-    asked: int = 0
-    """How many run, and were asked to stop."""
-    unchanged: dict[int, str] = field(default_factory=dict)
-    """The others that were meant, and why nothing was done to them."""
-
-
 def _change(
     options: argparse.Namespace,
     verb: str,
     may: Collection[State],
     usual: frozenset[State],
-    change: Callable[[_Database, list[int]], Awaitable[_Changed]],
-) -> _Changed:
+    change: Callable[[Administration, list[int]], Awaitable[Changed]],
+) -> Changed:
     """Change the jobs that the options name. `may`: states in which it can be done; `usual`: those that are meant where
     --all does not say any."""
+    from .jobs.administration import Changed
     from .jobs.life import State
 
     ids = list(dict.fromkeys(_whole("ID", text, 1, _GREATEST_ID) for text in options.ids))
@@ -607,15 +531,15 @@ def _change(
         fit = ", ".join(state for state in State if state in may)
         raise JobsUsageError(f"--state {wrong[0]}: {verb} is for jobs that are {fit}")
 
-    async def all_at_once(database: _Database) -> _Changed:
+    async def all_at_once(database: Administration) -> Changed:
         changed = await database.transaction(change, database, ids)
         if not changed.done + changed.asked:
             raise JobsFailure(f"nothing to {verb}: {_reasons(changed) or 'somebody else was first'}")
         await database.tell()
         return changed
 
-    async def by_and_by(database: _Database) -> _Changed:
-        changed, after, last = _Changed(), 0, await database.views.newest(database.connection)
+    async def by_and_by(database: Administration) -> Changed:
+        changed, after, last = Changed(), 0, await database.views.newest(database.connection)
         try:
             while found := await database.views.ids(database.connection, which, _BATCH, after, last):
                 after = found[-1]
@@ -734,17 +658,13 @@ def _count(number: int) -> str:
     return "1 job" if number == 1 else f"{number} jobs"
 
 
-def _as_it_is(state: State | None) -> str:
-    return "does not exist" if state is None else f"is {state}"
-
-
-def _reasons(changed: _Changed) -> str:
+def _reasons(changed: Changed) -> str:
     if len(changed.unchanged) > _REASONS:
         return f"{_count(len(changed.unchanged))} left alone"
     return "; ".join(f"job {id_} {why}" for id_, why in changed.unchanged.items())
 
 
-def _unchanged(changed: _Changed) -> str:
+def _unchanged(changed: Changed) -> str:
     return f"; {_reasons(changed)}" if changed.unchanged else ""
 
 

@@ -641,7 +641,7 @@ def test_a_transaction_that_the_server_has_ended_for_another_one_is_made_again(d
 
     async def change() -> str:
         async with PySQLXEngine(database.uri) as connection:
-            return await ctl_jobs._Database(connection, dialect_of(connection)).transaction(act, connection)
+            return await Administration(connection, dialect_of(connection)).transaction(act, connection)
 
     assert drive(change()) == "done"
     codes += ["1213"] * 5
