@@ -19,6 +19,7 @@ from pysqlx_engine.engine.driving import drive
 from pysqlx_engine.errors import QueryError
 from pysqlx_engine.workers import Job, JobQueue, ctl_jobs
 from pysqlx_engine.workers import ctl as ctl_command
+from pysqlx_engine.workers.jobs.administration import Administration
 from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.hints import Listener
 from pysqlx_engine.workers.jobs.life import State
