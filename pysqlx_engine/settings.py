@@ -94,6 +94,41 @@ def _check_bind(address: str | None) -> str | None:
     return address
 
 
+_HTTP = r"(\[[^\[\]]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})"
+
+
+def is_http_address(text: str) -> bool:
+    found = re.fullmatch(_HTTP, text)
+    return found is not None and int(found["port"]) <= 65535
+
+
+def _check_http(address: str | None) -> str | None:
+    if address is not None and not is_http_address(address):
+        raise ValueError("no address to listen on")
+    return address
+
+
+_HttpAddress = Annotated[
+    str | None,
+    AfterValidator(_check_http),
+    Field(description="HOST:PORT, where HOST is an address of this machine, a name of one, or * for all"),
+]
+
+
+class ObserverSettings(_Settings):
+    """What shows a run is told."""
+
+    dashboard: _HttpAddress = None
+    """Where the web page listens. Elsewhere than on loopback it needs a token."""
+    dashboard_token: Annotated[
+        SecretStr | None, Field(min_length=16, description="a secret of at least 16 characters")
+    ] = None
+    """Who has it may see the page and press its buttons. `None`: on loopback nobody needs one, elsewhere one is made at
+    each start and printed."""
+    metrics: _HttpAddress = None
+    """Where metrics can be had, and whether the run is ready, by whoever can reach it."""
+
+
 class JoinSettings(_Settings):
     """What any process is told that may join a coordinator."""
 
@@ -140,7 +175,7 @@ class CoordinatorSettings(JoinSettings):
     ] = 6.0
 
 
-class RunSettings(CoordinatorSettings):
+class RunSettings(ObserverSettings, CoordinatorSettings):
     """What `pysqlx-run` is told. Times are in seconds."""
 
     workers: Annotated[int, Field(ge=1, le=4096, description="processes, a whole number from 1 to 4096")] = 1
@@ -328,4 +363,4 @@ def _load(
 
 def _shown(name: str, value: str) -> str:
     """A value as an error may print it: a URI may hold a password."""
-    return "***" if name == "uri" else value
+    return "***" if name in {"uri", "dashboard_token"} else value

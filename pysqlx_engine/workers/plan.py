@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .formation import Restart
+    from .observer.spec import Listening
     from .rundir import RunDirectory
     from .worker import Target
 
@@ -47,6 +48,8 @@ class RunPlan:
     """Reads what the workers get besides our own environment, also from the settings file. It may hold a password."""
     log_file: str | None = None
     """Where all that is printed goes, opened anew when we are told."""
+    listening: Listening | None = None
+    """Where the run is shown, if it is."""
     watched: Path | None = None
     """The directory in which a change has the workers replaced, with `watched_too`."""
     watched_too: list[Path] = field(default_factory=list)
@@ -60,4 +63,5 @@ class RunPlan:
     def open_files_of(self, workers: int) -> int:
         """The same, with so many workers."""
         per_child = 6 if self.prefix else 4  # pidfd, control, two of multiprocess, and two that we copy from
-        return _OPEN_FILES + per_child * (workers + self.start_coordinator + _DISPATCHERS)
+        others = self.start_coordinator + _DISPATCHERS + (self.listening is not None)
+        return _OPEN_FILES + per_child * (workers + others)

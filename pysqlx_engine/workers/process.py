@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .coordinator import CoordinatorConfig
     from .jobs.served import DispatcherSpec
+    from .observer.spec import ObserverSpec
 
 __all__ = [
     "CHILD_SIGNALS",
@@ -30,6 +31,7 @@ __all__ = [
     "die_with",
     "dispatcher_main",
     "kill_group",
+    "observer_main",
     "open_standard_streams",
     "start_time",
 ]
@@ -68,6 +70,18 @@ def dispatcher_main(
     from .jobs import dispatcher_process  # asyncio and the driver, which the supervisor does not need
 
     dispatcher_process.main(spec, control)
+
+
+def observer_main(
+    spec: ObserverSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None
+) -> None:
+    """The whole life of an observer."""
+    become_child("pysqlx-run: observer", spec.supervisor, stdout, stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(spec.environment)
+    from .observer import process  # the web server, which nobody else needs
+
+    process.main(spec, control)
 
 
 def become_child(title: str, parent: int, stdout: Connection | None, stderr: Connection | None) -> None:

@@ -21,6 +21,7 @@ from .process import STEERING_SIGNALS, allow_open_files, open_standard_streams
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
+    from .observer.spec import Listening
     from .plan import RunPlan
     from .worker import Target
 
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STEERING_SIGNALS)  # until somebody obeys them: logrotate is not to end us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(_with_address(parser, sys.argv[1:] if argv is None else argv))
     try:
         return _run(options)
     except SettingsError as error:
@@ -117,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
         term=options.term,
         log_file=options.log_file,
         reload=options.reload,
+        dashboard=options.dashboard,
+        metrics=options.metrics,
     )
     target = _target(options.script, options.args)
     _check(target)
@@ -139,6 +143,7 @@ def _run(options: argparse.Namespace) -> int:
             "there listens where it was told; unset PYSQLX_COORDINATOR to start one here"
         )
     _check_addresses(settings)
+    listening = _listening(settings)
     directory = run_directory(name)
     plan = RunPlan(
         name=name,
@@ -150,7 +155,9 @@ def _run(options: argparse.Namespace) -> int:
         uvloop=uvloop,
         max_size=settings.max_size,
         coordinator=settings.coordinator,
-        start_coordinator=not joins and (settings.workers > 1 or options.coordinator or settings.bind is not None),
+        # What shows a run has a connection of its own, in the same budget.
+        start_coordinator=not joins
+        and (settings.workers > 1 or options.coordinator or settings.bind is not None or listening is not None),
         bind=settings.bind,
         curve_keys=settings.curve_keys,
         term=settings.term,
@@ -165,6 +172,7 @@ def _run(options: argparse.Namespace) -> int:
             curve_keys=options.curve_keys if joins else None,
         ),
         log_file=settings.log_file,
+        listening=listening,
         watched=_watched(target) if settings.reload else None,
         watched_too=[Path(file) for file in (options.settings or os.environ.get("PYSQLX_SETTINGS"),) if file],
     )
@@ -179,6 +187,32 @@ def _run(options: argparse.Namespace) -> int:
         return Supervisor(plan).run()
     finally:
         claimed.release()
+
+
+def _with_address(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """The arguments, with the usual address where --dashboard is followed by none: what follows it may be SCRIPT, which
+    argparse would take for it."""
+    from ..settings import is_http_address
+    from .observer.spec import DEFAULT
+
+    for at, word in enumerate(words):
+        action = parser._option_string_actions.get(word)
+        if word == "--dashboard" and not (at + 1 < len(words) and is_http_address(words[at + 1])):
+            return [*words[:at], f"--dashboard={DEFAULT}", *words[at + 1 :]]
+        is_value = at > 0 and (before := parser._option_string_actions.get(words[at - 1])) and before.nargs is None
+        if action is None and not word.startswith("-") and not is_value:
+            break  # SCRIPT, and what follows is its own
+    return words
+
+
+def _listening(settings: RunSettings) -> Listening | None:
+    from .observer.spec import check_installed, listen
+
+    if settings.dashboard is None and settings.metrics is None:
+        return None
+    check_installed(dashboard=settings.dashboard is not None, metrics=settings.metrics is not None)
+    token = settings.dashboard_token
+    return listen(settings.dashboard, settings.metrics, token.get_secret_value() if token is not None else None)
 
 
 def _check_addresses(settings: RunSettings) -> None:
@@ -308,6 +342,8 @@ def _parser() -> _Parser:
         help="for development: reload when a Python file in the script's directory, or the settings file, has changed "
         "[PYSQLX_RELOAD=true]",
     )
+    option("--dashboard", metavar="ADDRESS", text="serve a web page that shows the run; 127.0.0.1:8787 if none is said")
+    option("--metrics", metavar="ADDRESS", text="serve metrics for Prometheus, and health")
     option("--name", metavar="NAME", text="what pysqlx-ctl knows the run by")
     option("--loop", metavar="LOOP", text="the event loop of asyncio; auto is uvloop when it is installed")
     parser.add_argument(

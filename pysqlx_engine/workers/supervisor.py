@@ -44,6 +44,7 @@ from .formation import (
 )
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
 from .messages import Totals
+from .observer.spec import ObserverSpec, shown
 from .output import Pump, line_prefix, log_to
 from .plan import RunPlan
 from .process import (
@@ -54,6 +55,7 @@ from .process import (
     describe_exit,
     dispatcher_main,
     kill_group,
+    observer_main,
 )
 from .status import (
     BudgetStatus,
@@ -115,6 +117,7 @@ class Supervisor:
         if plan.start_coordinator:
             self._coordinator = Slot("coordinator", RestartPolicy("always"))
         self._dispatchers: dict[str, Slot] = {}  # by the socket of their queue
+        self._observer = Slot("observer", RestartPolicy("always")) if plan.listening is not None else None
         self._died_at = 0.0  # when a worker has died last
         self._children: dict[int, Child] = {}  # by pid
         self._workers_started = False
@@ -168,7 +171,18 @@ class Supervisor:
 
     def _start_workers(self) -> None:
         self._workers_started = True
+        if self._observer is not None:
+            self._start_observer(self._observer)
         self._perform(self._formation.start())
+
+    def _start_observer(self, slot: Slot) -> None:
+        listening = self._plan.listening
+        assert listening is not None
+        if listening.dashboard is not None:
+            self._say(f"dashboard at {listening.url}")
+        if listening.metrics is not None:
+            self._say(f"metrics at http://{shown(listening.metrics)}/metrics")
+        self._start_child(slot)
 
     def _restarts_pending(self) -> bool:
         return not self._formation.over or any(slot.restart_at is not None for slot in self._slots())
@@ -177,6 +191,8 @@ class Supervisor:
         if self._coordinator is not None:
             yield self._coordinator
         yield from self._dispatchers.values()
+        if self._observer is not None:
+            yield self._observer
 
     def _step(self) -> None:
         """Wait for something to happen and deal with it, then with what the time has come for."""
@@ -324,6 +340,9 @@ class Supervisor:
             return
         slot.child = child
         self._watch(child)
+        if slot is self._observer:
+            for dispatcher in self._dispatchers.values():
+                self._show_jobs(dispatcher)
 
     def _watch(self, child: Child) -> None:
         self._children[child.pid] = child
@@ -354,11 +373,10 @@ class Supervisor:
                 control.setblocking(False)
                 target: Callable[..., None] = worker_main
                 if place is not None:
-                    spec: WorkerSpec | DispatcherSpec = self._worker_spec(place)
+                    spec: WorkerSpec | DispatcherSpec | ObserverSpec = self._worker_spec(place)
                 else:
                     assert slot is not None
-                    assert slot.queue is not None
-                    spec, target = self._dispatcher_spec(slot, slot.queue), dispatcher_main
+                    spec, target = self._spec_of(slot)
                 arguments = (spec, child_control, stdout, stderr)
                 process = self._context.Process(target=target, args=arguments, name=name)
             with _hidden_main_module(), _blocked(CHILD_SIGNALS):
@@ -421,6 +439,13 @@ class Supervisor:
             plan.uvloop,
             plan.script_open_files,
         )
+
+    def _spec_of(self, slot: Slot) -> tuple[DispatcherSpec | ObserverSpec, Callable[..., None]]:
+        if slot.queue is not None:
+            return self._dispatcher_spec(slot, slot.queue), dispatcher_main
+        assert self._plan.listening is not None
+        spec = ObserverSpec(os.getpid(), self._plan.directory, self._plan.listening, self._environment())
+        return spec, observer_main
 
     def _dispatcher_spec(self, slot: Slot, queue: ServedQueue) -> DispatcherSpec:
         workers = {child.pid: child.serves[queue.socket] for child in self._workers() if queue.socket in child.serves}
@@ -516,6 +541,13 @@ class Supervisor:
         slot = Slot(f"dispatcher{number}", RestartPolicy("always"), queue=queue)
         self._dispatchers[queue.socket] = slot
         self._start_child(slot)
+        self._show_jobs(slot)
+
+    def _show_jobs(self, dispatcher: Slot) -> None:
+        """Tell the observer in which database there are jobs."""
+        queue = dispatcher.queue
+        if self._observer is not None and self._observer.child is not None and queue is not None:
+            self._observer.child.tell("queue", uri=queue.uri, max_size=queue.max_size)
 
     def _may_be_up(self, child: Child) -> None:
         """Whether a worker that takes another one's place can do by now what that one does."""
@@ -597,6 +629,8 @@ class Supervisor:
         if decision.verdict is Verdict.RESTART:
             slot.restart_at = time.monotonic() + decision.delay
             self._say(f"{slot.name} {how}; starting it again in {decision.delay:.1f} s")
+        elif decision.verdict is Verdict.GIVE_UP and slot is self._observer:
+            self._say(f"{slot.name} {how}, {too_often()}; the workers go on without it")
         elif decision.verdict is Verdict.GIVE_UP:
             self._status = FAILED
             self._say(f"{slot.name} {how}, {too_often()}")
@@ -662,9 +696,11 @@ class Supervisor:
                 self._kill_at = time.monotonic() + _COORDINATOR_GRACE
 
     def _next_to_end(self) -> list[Child]:
-        """The workers, when they have ended the dispatchers, and then the coordinator."""
-        dispatchers = [slot.child for slot in self._dispatchers.values() if slot.child is not None]
-        return self._workers() or dispatchers or list(self._children.values())
+        """The workers, when they have ended the dispatchers and the observer, and then the coordinator."""
+        slots = [slot for slot in self._slots() if slot is not self._coordinator]
+        return (
+            self._workers() or [slot.child for slot in slots if slot.child is not None] or list(self._children.values())
+        )
 
     def _kill_after_grace(self) -> None:
         late = self._next_to_end()

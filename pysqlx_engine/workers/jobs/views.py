@@ -98,6 +98,19 @@ class TaskCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the first of those that may be claimed could run; None: there is none."""
 
 
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """What has ended of one task in one queue, with one outcome."""
+
+    queue: str
+    task: str
+    state: State
+    count: int
+    ran: float
+    """Seconds that their last attempts ran, all together."""
+    waited: float
+    """Seconds from when these could run until they did, all together."""
+
+
 class PausedQueue(msgspec.Struct, frozen=True):
     name: str
     paused_at: datetime
@@ -220,6 +233,24 @@ class Views:
             )
             for (queue, task), of_task in sorted(found.items())
         ]
+
+    async def ended(self, connection: PySQLXEngine, since: int, until: int) -> list[Ended]:
+        """By queue, task and outcome: what has ended from `since` to before `until`, in microseconds since 1970 by the
+        server's clock. By the index of the time: it costs what has ended."""
+        ran = "coalesce(sum(CASE WHEN claimed_at > 0 THEN ended_at - claimed_at END), 0)"
+        waited = "coalesce(sum(CASE WHEN claimed_at > run_at THEN claimed_at - run_at END), 0)"
+        rows = await connection.query_as_dict(
+            f"SELECT queue, task, state, count(*) AS n, {ran} AS ran, {waited} AS waited FROM pysqlx_jobs_ended "
+            "WHERE ended_at >= :since AND ended_at < :until GROUP BY queue, task, state",
+            {"since": since, "until": until},
+        )
+        return [
+            Ended(
+                queue=row["queue"], task=row["task"], state=State(row["state"]), count=int(row["n"]),
+                ran=int(row["ran"]) / 1e6, waited=int(row["waited"]) / 1e6,
+            )
+            for row in rows
+        ]  # fmt: skip
 
     async def paused(self, connection: PySQLXEngine) -> list[PausedQueue]:
         rows = await connection.query_as_dict(

@@ -1,0 +1,149 @@
+"""The last hour of each budget, from one look a second. Plain arithmetic: moments are given."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ..status import BudgetStatus, Histogram, RunStatus
+
+STEP = 10.0
+"""Seconds that one point stands for."""
+SPAN = 3600.0
+"""Seconds that are kept."""
+MOST_HOLDERS = 12
+"""Processes that a point names; what others hold is one number."""
+OTHERS = "others"
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """How a budget stood for `STEP` seconds. Connections and waiters are means, `most_` is the greatest."""
+
+    at: float
+    """Seconds since 1970, of its end."""
+    size: int
+    leased: float
+    in_use: float
+    idle: float
+    waiting: float
+    most_leased: int
+    most_waiting: int
+    requests: int
+    """Check-outs that were asked for within it."""
+    timeouts: int
+    wait: float
+    """Seconds that nine of ten of them waited at most; 0 where none waited."""
+    holders: dict[str, float]
+    """Leases by process: `worker 3`, or `pid 4711`."""
+
+
+@dataclass
+class _Gathering:
+    """A point that is not complete."""
+
+    begun: float
+    first: BudgetStatus
+    """The look before: what is counted since then is this point's."""
+    looks: int = 0
+    sums: collections.Counter[str] = field(default_factory=collections.Counter)
+    holders: collections.Counter[str] = field(default_factory=collections.Counter)
+    most_leased: int = 0
+    most_waiting: int = 0
+
+    def add(self, budget: BudgetStatus, holders: dict[str, int]) -> None:
+        self.looks += 1
+        for name in ("leased", "in_use", "idle", "waiting"):
+            self.sums[name] += getattr(budget, name)
+        self.holders.update(holders)
+        self.most_leased = max(self.most_leased, budget.leased)
+        self.most_waiting = max(self.most_waiting, budget.waiting)
+
+    def point(self, at: float, last: BudgetStatus) -> Point:
+        named = dict(self.holders.most_common(MOST_HOLDERS))
+        rest = self.holders.total() - sum(named.values())
+        before, after = self.first.totals, last.totals
+        return Point(
+            at=at,
+            size=last.size,
+            leased=self._mean(self.sums["leased"]),
+            in_use=self._mean(self.sums["in_use"]),
+            idle=self._mean(self.sums["idle"]),
+            waiting=self._mean(self.sums["waiting"]),
+            most_leased=self.most_leased,
+            most_waiting=self.most_waiting,
+            requests=since(before.requests, after.requests),
+            timeouts=since(before.timeouts, after.timeouts),
+            wait=quantile(between(before.wait, after.wait), 0.9),
+            holders={name: self._mean(count) for name, count in named.items()}
+            | ({OTHERS: self._mean(rest)} if rest else {}),
+        )
+
+    def _mean(self, total: float) -> float:
+        return round(total / self.looks, 2)
+
+
+class History:
+    """Points by database, the oldest first."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, collections.deque[Point]] = {}
+        self._gathering: dict[str, _Gathering] = {}
+        self._last: dict[str, BudgetStatus] = {}
+
+    def add(self, at: float, status: RunStatus) -> None:
+        """A look, at `at` seconds since 1970. Looks come in order."""
+        for budget in status.budgets:
+            name = budget.database
+            gathering = self._gathering.get(name)
+            if gathering is None:
+                gathering = self._gathering[name] = _Gathering(at, self._last.get(name, budget))
+            gathering.add(budget, _holders(status, name))
+            self._last[name] = budget
+        for name, gathering in list(self._gathering.items()):
+            if at - gathering.begun >= STEP:
+                del self._gathering[name]
+                self._points.setdefault(name, collections.deque()).append(gathering.point(at, self._last[name]))
+        for name, points in list(self._points.items()):
+            while points and points[0].at < at - SPAN:
+                points.popleft()
+            if not points:  # nobody has used it for an hour
+                del self._points[name]
+                self._last.pop(name, None)
+
+    def points(self, database: str) -> list[Point]:
+        return list(self._points.get(database, ()))
+
+
+def _holders(status: RunStatus, database: str) -> dict[str, int]:
+    held: collections.Counter[str] = collections.Counter()
+    for worker in status.workers:
+        leases = sum(pool.leases for pool in worker.pools if pool.database == database)
+        if leases:
+            held[f"pid {worker.pid}" if worker.worker is None else f"worker {worker.worker}"] += leases
+    return held
+
+
+def since(before: int, after: int) -> int:
+    """What was counted between two looks. A coordinator that was started anew counts from 0."""
+    return after - before if after >= before else after
+
+
+def between(before: Histogram, after: Histogram) -> list[int]:
+    """The buckets of what was counted between two looks."""
+    if after.count < before.count:
+        return after.buckets
+    earlier = before.buckets + [0] * (len(after.buckets) - len(before.buckets))
+    return [max(0, now - then) for then, now in zip(earlier, after.buckets, strict=False)]
+
+
+def quantile(buckets: list[int], share: float) -> float:
+    """The duration in seconds that `share` of them do not exceed, rounded up to the bucket's bound; 0 where all were
+    shorter than a microsecond, or there was none."""
+    seen, count = 0, sum(buckets)
+    for bucket, number in enumerate(buckets):
+        seen += number
+        if number and seen >= share * count:
+            return float(2**bucket) / 1e6 if bucket else 0.0
+    return 0.0

@@ -1,0 +1,67 @@
+"""What the observer knows: the last look at the run, the last hour, the jobs of each database that has some."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from ..looking import RefusedLookError, look
+from ..rundir import RunDirectory
+from ..status import RunStatus
+from .history import History
+from .jobs import JobsDatabase
+
+logger = logging.getLogger("pysqlx_engine")
+
+EVERY = 1.0
+"""Seconds between two looks."""
+PROCESSES_A_SECOND = 100
+"""Each look asks every process: where there are many, there are fewer looks."""
+TIMEOUT = 2.0
+"""Seconds to wait for an answer."""
+
+
+class Watch:
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self.history = History()
+        self.status: RunStatus | None = None
+        """None: the run does not answer."""
+        self.failure = "nobody has looked yet"
+        self.databases: dict[str, JobsDatabase] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self) -> None:
+        """Look again and again."""
+        while True:
+            begun = time.monotonic()
+            try:
+                status = await asyncio.to_thread(look, self.run, TIMEOUT)
+            except (OSError, ValueError, RefusedLookError) as error:
+                self.status, self.failure = None, f"the run {self.run.name} does not answer: {error}"
+            else:
+                self.status = status
+                self.history.add(time.time(), status)
+            processes = len(self.status.workers) if self.status is not None else 0
+            await asyncio.sleep(max(0.0, begun + max(EVERY, processes / PROCESSES_A_SECOND) - time.monotonic()))
+
+    def add_jobs(self, uri: str | None, max_size: int | None) -> None:
+        """There are jobs in this database, or may be."""
+        try:
+            database = JobsDatabase(uri, max_size)
+        except Exception as error:  # noqa: BLE001 - a URI that is none: the workers will say so
+            logger.warning("cannot look at jobs: %s", error)
+            return
+        if database.database not in self.databases:
+            self.databases[database.database] = database
+            self._watching[database.database] = asyncio.ensure_future(database.watch())
+
+    async def stop(self) -> None:
+        for task in self._watching.values():
+            task.cancel()
+        await asyncio.gather(*self._watching.values(), return_exceptions=True)
+        for database in self.databases.values():
+            with contextlib.suppress(Exception):
+                await database.stop()
