@@ -140,6 +140,42 @@ def _check_ready(run: RunDirectory, *, ready: bool) -> None:
         raise _Failure(f"the run {run.name} is not ready", FAILED)
 
 
+def _dashboard(options: argparse.Namespace) -> None:
+    from ..settings import load_run_settings
+    from .observer.spec import DEFAULT, check_installed, listen
+
+    run = _run_to_ask(options.name)
+    try:
+        check_installed(dashboard=True, metrics=False)
+        settings = load_run_settings(options.settings, uri=options.uri)
+        token = settings.dashboard_token
+        listening = listen(options.listen or DEFAULT, None, token.get_secret_value() if token is not None else None)
+    except SettingsError as error:
+        raise _Failure(str(error), USAGE) from None
+    from .observer.process import observe_alone
+
+    _say(f"run {run.name}: {listening.url}")
+    observe_alone(run, listening, settings.uri.get_secret_value() if settings.uri is not None else None)
+
+
+def _top(options: argparse.Namespace) -> None:
+    from ..settings import load_run_settings
+
+    if not (options.once or (sys.stdout.isatty() and sys.stdin.isatty())):
+        raise _Failure("top needs a terminal: there are top --once, and status --json for programs", USAGE)
+    run = _run_to_ask(options.name)
+    try:
+        settings = load_run_settings(options.settings, uri=options.uri)
+    except SettingsError as error:
+        raise _Failure(str(error), USAGE) from None
+    from .observer.top import show
+
+    uri = settings.uri.get_secret_value() if settings.uri is not None else None
+    text = show(run, uri, once=options.once)
+    if text is not None:
+        _say(text)
+
+
 def _scale(options: argparse.Namespace) -> None:
     answer = _order(options.name, {"op": "scale", "workers": options.workers})
     _say(f"{answer['workers']} workers from now on")
@@ -302,6 +338,23 @@ def _add_steering(commands: Any) -> None:
     )  # fmt: skip
     health.add_argument("--live", action="store_true", help="0 as soon as the run answers: whether to restart it")
     health.add_argument("--json", action="store_true", help="print one JSON object")
+    top = command(
+        "top", _top, "a live view in the terminal",
+        "Show budgets as bars, workers, throughput and waits, and with a database the queues, anew each second. The "
+        "arrows move through the workers, q quits.",
+    )  # fmt: skip
+    top.add_argument("--once", action="store_true", help="print it once, after a second, and end")
+    top.add_argument("--uri", metavar="URI", help="the database that has the jobs [PYSQLX_URI]")
+    top.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
+    dashboard = command(
+        "dashboard", _dashboard, "serve a web page that shows a run",
+        "Serve a web page, in the foreground, that shows who holds the budget, now and over the last hour, the "
+        "workers, the queues and the jobs. It serves /metrics for Prometheus, /healthz and /readyz, too. Elsewhere "
+        "than on loopback it needs a token: PYSQLX_DASHBOARD_TOKEN, or one that is made and printed.",
+    )  # fmt: skip
+    dashboard.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT (default: 127.0.0.1:8787)")
+    dashboard.add_argument("--uri", metavar="URI", help="the database that has the jobs [PYSQLX_URI]")
+    dashboard.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
     scale = command(
         "scale", _scale, "have more workers, or fewer",
         "Have WORKERS workers. Those with the highest numbers end first, as at a TERM: they may take the graceful "
@@ -403,6 +456,8 @@ def _tables(status: RunStatus) -> str:
     from rich.markup import escape
     from rich.table import Table
 
+    from .observer.screen import duration
+
     console = Console(highlight=False)
     budgets = Table("database", title=f"run {status.run}: budgets", title_justify="left")
     for column in ("size", "leased", "in use", "idle", "waiting"):
@@ -421,15 +476,6 @@ def _tables(status: RunStatus) -> str:
         console.print(budgets)
         console.print(workers)
     return text.get().removesuffix("\n")
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}:{rest:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from .control import ask
 from .rundir import RunDirectory
 from .status import Crew, RunStatus, merged
+
+T = TypeVar("T")
 
 
 class RefusedLookError(Exception):
@@ -23,9 +27,9 @@ def look(run: RunDirectory, timeout: float = 5.0) -> RunStatus:
     crew = None
     if run.supervisor.exists():
         with contextlib.suppress(OSError, ValueError):  # it ends: the coordinator is there a moment longer
-            crew = msgspec.convert(_answer(run, crew=True, timeout=timeout), Crew)
+            crew = _answer(run.supervisor, "crew", Crew, timeout)
     try:
-        status = msgspec.convert(_answer(run, crew=False, timeout=timeout), RunStatus)
+        status = _answer(run.control, "status", RunStatus, timeout)
     except (OSError, ValueError):
         if crew is None:
             raise
@@ -34,8 +38,11 @@ def look(run: RunDirectory, timeout: float = 5.0) -> RunStatus:
     return status if crew is None else merged(status, crew)
 
 
-def _answer(run: RunDirectory, *, crew: bool, timeout: float) -> object:
-    answer = ask(run.supervisor if crew else run.control, {"op": "crew" if crew else "status"}, timeout)
+def _answer(path: Path, question: str, kind: type[T], timeout: float) -> T:
+    answer = ask(path, {"op": question}, timeout)
     if "error" in answer:
         raise RefusedLookError(answer["error"])
-    return answer
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}: is it of another version?") from None

@@ -72,6 +72,7 @@ class JobsDatabase:
         self._counted: list[tuple[float, int]] = []
         """When how many had ended, of the last minute."""
         self.status = JobsStatus(database=self.database, error="nobody has looked yet")
+        self._has_looked = asyncio.Event()
 
     async def watch(self) -> None:
         """Look again and again."""
@@ -81,8 +82,13 @@ class JobsDatabase:
                 self.status = await self._look()
             except JobsError as error:
                 self.status = JobsStatus(database=self.database, error=str(error), at=time.time(), ended=self._totals)
+            self._has_looked.set()
             took = time.monotonic() - begun
             await asyncio.sleep(max(EVERY, took / SHARE))
+
+    async def looked(self) -> None:
+        """Wait until it was looked once."""
+        await self._has_looked.wait()
 
     async def _look(self) -> JobsStatus:
         async with self.opened() as jobs:

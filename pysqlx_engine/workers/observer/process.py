@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from ..process import CHILD_SIGNALS
 from ..rundir import RunDirectory
 from .spec import Listening, ObserverSpec
-from .watch import Watch
+from .watch import Watch, joining
 from .web import dashboard_app, metrics_app
 
 MESSAGE_LIMIT = 1 << 16
@@ -30,28 +30,25 @@ class _Server(uvicorn.Server):
         yield  # there may be two of them, and a signal is for the process
 
 
-async def observe(run: RunDirectory, listening: Listening, watch: Watch, stop: asyncio.Event) -> None:
+async def observe(listening: Listening, watch: Watch, stop: asyncio.Event) -> None:
     """Look and listen until `stop`."""
-    looking = asyncio.ensure_future(watch.watch())
     apps: list[tuple[socket.socket, Starlette]] = []
     if listening.dashboard is not None:
         apps.append((listening.dashboard, dashboard_app(watch, listening.access)))
     if listening.metrics is not None:
         apps.append((listening.metrics, metrics_app(watch)))
-    servers = [_Server(_config(app)) for _, app in apps]
-    serving = [
-        asyncio.ensure_future(server.serve(sockets=[bound])) for server, (bound, _) in zip(servers, apps, strict=True)
-    ]
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([looking, stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
-    for server in servers:
-        server.should_exit = True
-    await asyncio.gather(*serving)
-    if looking.done():
-        looking.result()  # it never ends by itself
-    looking.cancel()
-    stopping.cancel()
-    await watch.stop()
+    async with watch.watching():
+        servers = [_Server(_config(app)) for _, app in apps]
+        serving = [
+            asyncio.ensure_future(server.serve(sockets=[bound]))
+            for server, (bound, _) in zip(servers, apps, strict=True)
+        ]
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*serving)
 
 
 def _config(app: Starlette) -> uvicorn.Config:
@@ -59,6 +56,23 @@ def _config(app: Starlette) -> uvicorn.Config:
         app, log_config=None, log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=_SHUTDOWN, server_header=False,
     )  # fmt: skip
+
+
+def observe_alone(run: RunDirectory, listening: Listening, uri: str | None) -> None:
+    """Show a run that somebody else has started, in the foreground, until TERM or INT. `uri`: where there are jobs."""
+
+    async def main() -> None:
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        watch = Watch(run)
+        if uri is not None:
+            watch.add_jobs(uri, None)
+        await observe(listening, watch, told)
+
+    logging.basicConfig(format="%(message)s")
+    joining(run)
+    asyncio.run(main())
 
 
 def main(spec: ObserverSpec, control: socket.socket) -> None:
@@ -86,4 +100,4 @@ async def _main(spec: ObserverSpec, control: socket.socket) -> None:
             loop.remove_reader(control)  # the supervisor is gone, and so are we in a moment
 
     loop.add_reader(control, hear)
-    await observe(spec.run, spec.listening, watch, told)
+    await observe(spec.listening, watch, told)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
+from collections.abc import AsyncIterator
 
 from ..looking import RefusedLookError, look
 from ..rundir import RunDirectory
@@ -32,9 +34,33 @@ class Watch:
         self.failure = "nobody has looked yet"
         self.databases: dict[str, JobsDatabase] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._looks = 0
+        self._changed = asyncio.Condition()
 
-    async def watch(self) -> None:
-        """Look again and again."""
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Look again and again meanwhile."""
+        looking = asyncio.ensure_future(self._watch())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, *self._end_watching_jobs(), return_exceptions=True)
+            for database in self.databases.values():
+                with contextlib.suppress(Exception):
+                    await database.stop()
+
+    def _end_watching_jobs(self) -> list[asyncio.Task[None]]:
+        for task in self._watching.values():
+            task.cancel()
+        return list(self._watching.values())
+
+    async def looked(self, times: int) -> None:
+        """Wait until it was looked so often."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._looks >= times)
+
+    async def _watch(self) -> None:
         while True:
             begun = time.monotonic()
             try:
@@ -44,6 +70,9 @@ class Watch:
             else:
                 self.status = status
                 self.history.add(time.time(), status)
+            async with self._changed:
+                self._looks += 1
+                self._changed.notify_all()
             processes = len(self.status.workers) if self.status is not None else 0
             await asyncio.sleep(max(0.0, begun + max(EVERY, processes / PROCESSES_A_SECOND) - time.monotonic()))
 
@@ -58,10 +87,8 @@ class Watch:
             self.databases[database.database] = database
             self._watching[database.database] = asyncio.ensure_future(database.watch())
 
-    async def stop(self) -> None:
-        for task in self._watching.values():
-            task.cancel()
-        await asyncio.gather(*self._watching.values(), return_exceptions=True)
-        for database in self.databases.values():
-            with contextlib.suppress(Exception):
-                await database.stop()
+
+def joining(run: RunDirectory) -> None:
+    """Have pools of this process join the run's coordinator, if it has one: their connections are of its budget."""
+    if run.socket.exists():
+        os.environ["PYSQLX_COORDINATOR"] = f"ipc://{run.socket}"
