@@ -77,8 +77,18 @@ def test_every_command_and_probe_in_kubernetes_is_understood_and_has_time_to_end
         (container,) = pod["containers"]
         understood(container["command"])
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            if probe in container:
-                understood(container[probe]["exec"]["command"])
+            match container.get(probe):
+                case {"exec": {"command": command}}:
+                    understood(command)
+                case {"httpGet": {"path": "/readyz" | "/healthz", "port": port}}:  # see tests/observer/test_metrics.py
+                    (where,) = container["ports"]
+                    assert where["name"] == port
+                    listens = run._parser().parse_args(container["command"][1:]).metrics
+                    assert listens == f"*:{where['containerPort']}"
+                case None:
+                    assert (probe, deployment["metadata"]["name"]) == ("startupProbe", "pysqlx-coordinator")
+                case other:
+                    raise AssertionError(other)
         environment = {one["name"]: one.get("value") for one in container["env"]}
         graceful = environment.get("PYSQLX_GRACEFUL_TIMEOUT") or 5
         assert float(graceful) < pod["terminationGracePeriodSeconds"]
