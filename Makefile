@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test examples soak chaos lint types layers bench check clean
+.PHONY: help install demo test examples soak chaos lint types layers simulate mutants package bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -49,6 +49,9 @@ simulate: $(STAMP) ## a simulated fleet until you stop it, or something breaks; 
 
 mutants: $(STAMP) ## break each rule that keeps the budget once: the simulation has to notice (3 min)
 	$(BIN)/python -m tests.simulation.mutants
+
+package: $(STAMP) ## wheel and source distribution, installed in clean environments with and without extras (2 min)
+	$(BIN)/python -m pytest -m long tests/test_packaging.py
 
 bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a fleet; BENCH="--quick --only query" (30 min)
 	$(BIN)/python -m benchmarks $(BENCH)

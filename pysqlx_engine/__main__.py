@@ -13,6 +13,10 @@ _NEEDED = ("pysqlx-engine", "pysqlx-core", "pydantic", "pydantic-settings", "msg
 _OPTIONAL = {
     "uvloop": ("uvloop", "a faster event loop"),
     "watchfiles": ("reload", "pysqlx-run --reload"),
+    "starlette": ("dashboard", "pysqlx-run --dashboard, pysqlx-ctl dashboard"),
+    "uvicorn": ("dashboard", "the same"),
+    "prometheus-client": ("metrics", "pysqlx-run --metrics"),
+    "opentelemetry-api": ("otel", "spans of check-outs, queries and jobs"),
 }
 """Distributions, each with the extra that installs it and what it is for."""
 
