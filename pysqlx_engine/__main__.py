@@ -1,4 +1,4 @@
-"""`python -m pysqlx_engine`: which versions are installed, and which optional parts."""
+"""`python -m pysqlx_engine`: which versions are installed, which optional parts, and what the system lacks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+
+from .system import missing
 
 _NEEDED = ("pysqlx-engine", "pysqlx-core", "pydantic", "pydantic-settings", "msgspec", "pyzmq", "multiprocess")
 _OPTIONAL = {
@@ -33,12 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     python = f"{platform.python_implementation()} {platform.python_version()}"
     versions, optional = ({name: _version(name) for name in names} for names in (_NEEDED, _OPTIONAL))
     if options.json:
-        found = {"python": python, "platform": platform.platform(), "versions": versions, "optional": optional}
+        found = {
+            "python": python,
+            "platform": platform.platform(),
+            "versions": versions,
+            "optional": optional,
+            "missing": [facility.name for facility in missing()],
+        }
         text = json.dumps(found, indent=2)
     else:
         lines = [_line("python", f"{python} on {platform.platform()}")]
         lines += [_line(name, number or "not installed as a package") for name, number in versions.items()]
         lines += [_line(name, number or _how_to_install(name)) for name, number in optional.items()]
+        lines += [_line(facility.name, f"not on this system; instead: {facility.stands_in}") for facility in missing()]
         text = "\n".join(lines)
     print(text)  # noqa: T201 - this is the command's voice
     return 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .errors import PoolRefusedError
 from .pool.budget import Budget, BudgetProvider, LocalBudget, PoolRequest, use_provider
+from .system import after_fork_in_child, need_posix
 
 if TYPE_CHECKING:
     from .settings import JoinSettings
@@ -26,6 +27,7 @@ def shared_budget(request: PoolRequest) -> Budget:
     # Imported when needed: a single process loads neither ZeroMQ nor what speaks it.
     settings = _join_settings()
     if settings is not None and settings.coordinator is not None:
+        need_posix("PYSQLX_COORDINATOR")
         from .workers.link import join
 
         return join(settings.coordinator, settings.curve_keys, request)
@@ -74,5 +76,5 @@ def _local_link() -> LocalLink:
     return LocalLink(operator_size=load_pool_settings().max_size)
 
 
-os.register_at_fork(after_in_child=_local_link.cache_clear)
+after_fork_in_child(_local_link.cache_clear)
 use_provider(shared_budget)

@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingsError
 from .log_config import LOG_CONFIG
+from .system import SOCKET_PATH_LIMIT
 
 __all__ = [
     "CoordinatorSettings",
@@ -72,15 +73,13 @@ class PoolSettings(_Settings):
 
 _TCP = r"tcp://(\[[^\[\]]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})"
 _COORDINATOR = re.compile(rf"ipc://(?P<path>.+)|{_TCP}")
-_SOCKET_PATH_LIMIT = 107
-"""Bytes that the system takes as the path of a socket."""
 
 
 def _check_coordinator(address: str | None) -> str | None:
     found = _COORDINATOR.fullmatch(address) if address is not None else None
     if address is not None and (
         found is None
-        or len(os.fsencode(found["path"] or "")) > _SOCKET_PATH_LIMIT
+        or len(os.fsencode(found["path"] or "")) > SOCKET_PATH_LIMIT
         or not 1 <= int(found["port"] or 1) <= 65535
     ):
         raise ValueError("no address of a coordinator")
@@ -137,7 +136,7 @@ class JoinSettings(_Settings):
         AfterValidator(_check_coordinator),
         Field(
             description=(
-                f"the address of a running coordinator: ipc://PATH (at most {_SOCKET_PATH_LIMIT} bytes) "
+                f"the address of a running coordinator: ipc://PATH (at most {SOCKET_PATH_LIMIT} bytes) "
                 "or tcp://HOST:PORT"
             )
         ),

@@ -12,10 +12,10 @@ import zmq
 from pysqlx_engine.engine import parse_uri
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.stats import Counters
+from pysqlx_engine.system import host_identity, start_time
 from pysqlx_engine.workers.leased_budget import LeasedBudget
-from pysqlx_engine.workers.membership import Identity, Membership, host_identity
+from pysqlx_engine.workers.membership import Identity, Membership
 from pysqlx_engine.workers.messages import decode_from_coordinator, encode
-from pysqlx_engine.workers.process import start_time
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 

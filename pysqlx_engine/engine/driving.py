@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..system import after_fork_in_child
 from .driver import first_call
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _CallsInFlight:
         """Set in a forked child whose parent had used the driver: its threads stayed there, and any call would hang."""
         self._none_left = threading.Event()
         atexit.register(self._drain)
-        os.register_at_fork(after_in_child=self._leave_behind)
+        after_fork_in_child(self._leave_behind)
 
     def _leave_behind(self) -> None:
         self._calls.clear()

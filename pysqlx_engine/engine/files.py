@@ -18,6 +18,8 @@ import os
 import time
 from weakref import WeakSet
 
+from ..system import after_fork_in_child, open_descriptors
+
 LOOK = (0.001, 0.05)
 """Seconds between two looks at the descriptors: at first, and growing to the second."""
 TIMEOUT = 5.0
@@ -82,14 +84,13 @@ def sqlite_file(path: str | None) -> SqliteFile | None:
 
 
 def _descriptors(inode: Inode) -> int:
-    """How many descriptors this process has on the file; 0 where there is no /proc."""
+    """How many descriptors this process has on the file; 0 where that cannot be seen."""
     count = 0
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                found = os.fstat(int(name))
-                count += (found.st_dev, found.st_ino) == inode
+    for descriptor in open_descriptors():
+        with contextlib.suppress(OSError):
+            found = os.fstat(descriptor)
+            count += (found.st_dev, found.st_ino) == inode
     return count
 
 
-os.register_at_fork(after_in_child=_files.clear)
+after_fork_in_child(_files.clear)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from ..errors import ConnectError, QueryError
+from ..system import after_fork_in_child, has, open_descriptors
 from .files import SqliteFile, sqlite_file
 from .sockets import Endpoints, Tcp, connections_to, half_closed
 
@@ -219,7 +220,7 @@ def _leave_all_to_the_parent() -> None:
         session._leave_to_the_parent()
 
 
-os.register_at_fork(after_in_child=_leave_all_to_the_parent)
+after_fork_in_child(_leave_all_to_the_parent)
 
 
 async def open_session(
@@ -418,15 +419,12 @@ def _duplicate(inode: int, family: int) -> socket.socket | None:
 
 
 def _descriptors() -> Iterator[tuple[int, int]]:
-    """This process's sockets: descriptor and inode. None at all where there is no /proc."""
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError:
-        return
-    for name in names:
-        inode = _inode(int(name))
+    """This process's sockets: descriptor and inode. None at all where there is no /proc: nothing else would tell which
+    inode is which connection's."""
+    for descriptor in open_descriptors() if has("proc") else ():
+        inode = _inode(descriptor)
         if inode is not None:
-            yield int(name), inode
+            yield descriptor, inode
 
 
 def _inode(descriptor: int) -> int | None:

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..system import NO_DESCRIPTORS, has
+
 Endpoints = tuple[str, str]
 """The two ends of a TCP connection, local then remote, as "host:port"."""
 
@@ -38,8 +40,6 @@ CHECKED_GRACE = 0.04
 still lives (PostgreSQL from version 14 on)."""
 RESET_GRACE = 0.5
 """The same on a server that finds out when it writes the answer."""
-NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
-"""What the system says when no descriptor is left, to look with or for anything else."""
 
 
 class Tcp(enum.IntEnum):
@@ -163,8 +163,8 @@ def _ask_for_all(server_port: int, states: frozenset[Tcp]) -> Iterator[Connectio
 
 def _ask(family: int, states: int, sockid: bytes, flags: int) -> Iterator[Connection]:
     """The connections that the kernel names. Raises OSError where it does not answer such questions."""
-    if not hasattr(socket, "AF_NETLINK"):
-        raise OSError(errno.EAFNOSUPPORT, "this kernel is not Linux")
+    if not has("proc"):
+        raise OSError(errno.EAFNOSUPPORT, "this system does not tell")
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, states) + sockid
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
@@ -205,7 +205,7 @@ def _sockid(local: Address, local_port: int, remote: Address, remote_port: int) 
 
 def _listed() -> Iterator[Connection]:
     """Every TCP connection of this network namespace as /proc lists them; none at all where there is no /proc."""
-    for name in ("tcp", "tcp6"):
+    for name in ("tcp", "tcp6") if has("proc") else ():
         try:
             lines = Path("/proc/self/net", name).read_text(encoding="ascii").splitlines()[1:]
         except OSError:

@@ -11,13 +11,13 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..engine.driving import leave
 from ..errors import PoolClosedError
+from ..system import after_fork_in_child
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def _forget() -> None:
 
 
 atexit.register(_shut_down)
-os.register_at_fork(after_in_child=_forget)
+after_fork_in_child(_forget)
 
 
 Undo = Callable[[], Coroutine[Any, Any, None]]

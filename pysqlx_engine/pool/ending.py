@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 
+from ..system import after_fork_in_child
 from . import registry
 from .background import EXIT_TIMEOUT, at_exit, background
 from .upkeep import driver_is_done
@@ -44,4 +44,4 @@ def _forget_all_in_child() -> None:
 
 
 at_exit(_close_all_at_exit)
-os.register_at_fork(after_in_child=_forget_all_in_child)
+after_fork_in_child(_forget_all_in_child)

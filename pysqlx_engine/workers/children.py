@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 from collections import Counter
@@ -39,7 +40,6 @@ class Slot:
 class Child:
     name: str
     process: SpawnProcess
-    pidfd: int
     started: float
     place: Place | None = None  # a worker's
     slot: Slot | None = None  # anybody else's
@@ -68,7 +68,7 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
+            os.kill(self.pid, number)  # nobody else's: it was not waited for, else it would not be here
 
     def tell(self, operation: str, **more: object) -> bool:
         """False: it cannot be told, because it is dead, or does not read."""

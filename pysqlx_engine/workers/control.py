@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from ..engine.sockets import NO_DESCRIPTORS
+from ..system import NO_DESCRIPTORS
+from .polling import nested_selector
 
 MAX_LINE = 64 * 1024
 """Bytes of one question. Answers may be longer."""
@@ -44,7 +45,7 @@ class ControlServer:
 
     def __init__(self, path: Path, handler: Handler) -> None:
         self._handler = handler
-        self._selector = selectors.EpollSelector()
+        self._selector = nested_selector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         with contextlib.suppress(FileNotFoundError):

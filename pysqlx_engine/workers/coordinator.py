@@ -19,7 +19,6 @@ import logging
 import os
 import resource
 import secrets
-import select
 import signal
 import sys
 import time
@@ -34,13 +33,14 @@ from zmq.utils import z85
 
 from ..engine import sockets
 from ..errors import SettingsError
+from ..system import host_identity
 from .control import SIZES, ControlServer, Json, Reply, wrong_size
 from .coordinator_core import CoordinatorCore
-from .endpoints import Listening, listening
+from .deaths import Deaths, deaths
+from .endpoints import Listening, listening, local
 from .fleet import TERM
 from .journal import Journal
 from .ledger import Budget, MemberId, PoolKey
-from .membership import host_identity
 from .messages import (
     MAX_MESSAGE,
     VERSION,
@@ -55,7 +55,6 @@ from .messages import (
     shown,
     version_of,
 )
-from .process import start_time
 from .rates import BYTES, LogBound, RateBound, claims, work
 from .rundir import DatabaseClaims, RunDirectory, RunDirectoryError
 from .status import BudgetStatus, Health, PoolStatus, RunStatus, TotalsStatus, WorkerStatus, numbers
@@ -76,7 +75,8 @@ MOST_CLAIMS = 1_000
 AT_ONCE = 50
 """Messages that are looked at before something is sent, and somebody else gets a turn."""
 BY_IPC, BY_TCP = b"i", b"t"
-"""In front of what the one router or the other calls a connection."""
+"""In front of what the one router or the other calls a connection; and what each is called where ZeroMQ asks. Without
+ipc:// the first is at a port of 127.0.0.1, see `endpoints.local`."""
 HANDSHAKE = 5_000
 """Milliseconds that a peer has to show that it speaks our protocol and has the keys."""
 HEARTBEAT = (1_000, 4_000)
@@ -90,7 +90,6 @@ _HEALTH = Health(ready=True, coordinator=True)
 """Ours: who can ask is answered."""
 _ZAP = "inproc://zeromq.zap.01"
 """Where ZeroMQ asks whether a peer's key is let in (RFC 27)."""
-_ZAP_DOMAIN = b"pysqlx"
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,7 @@ class Coordinator:
         self._routes: dict[MemberId, bytes] = {}
         self._names: dict[bytes, MemberId] = {}
         """The connection of each member, and whose it is. ZeroMQ gives each a name that nobody else can take."""
-        self._pidfds: dict[MemberId, int] = {}
-        self._by_pidfd: dict[int, MemberId] = {}
-        self._deaths = select.epoll()
-        """Readable when a process has died. Thousands of descriptors in the poller would be looked at in each turn."""
+        self._deaths: Deaths[MemberId] = deaths()
         self._questions: list[_Status] = []
         self._stopping = False
         self._context = zmq.Context()
@@ -151,17 +147,23 @@ class Coordinator:
         self._router = self._new_router()
         self._tcp_router: zmq.Socket[bytes] | None = None
         self._zap: zmq.Socket[bytes] | None = None
-        self._let_in: frozenset[bytes] = frozenset()
-        """Keys of those that may join by tcp://."""
+        self._let_in: dict[bytes, frozenset[bytes]] = {}
+        """Keys of those that may join by tcp://, by the router's domain."""
         self._refused: dict[bytes, float] = {}
         """When it was said last that somebody at this address has the wrong keys."""
-        mask = os.umask(0o177)
-        try:
-            self._router.bind(f"ipc://{directory.socket}")
-        finally:
-            os.umask(mask)
+        here = local(directory)
+        if here.listening is not None:
+            self._listen_on_tcp(self._router, here.listening, BY_IPC)
+        else:
+            mask = os.umask(0o177)
+            try:
+                self._router.bind(here.address)
+            finally:
+                os.umask(mask)
         if where is not None:
-            self._listen_on_tcp(where)
+            self._tcp_router = self._new_router()
+            self._listen_on_tcp(self._tcp_router, where, BY_TCP)
+            self._poller.register(self._tcp_router, zmq.POLLIN)
         self._control = ControlServer(directory.control, self._answer)
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._control.fileno(), zmq.POLLIN)
@@ -188,25 +190,24 @@ class Coordinator:
         router.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         return router
 
-    def _listen_on_tcp(self, where: Listening) -> None:
-        router = self._tcp_router = self._new_router()
+    def _listen_on_tcp(self, router: zmq.Socket[bytes], where: Listening, domain: bytes) -> None:
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
         router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT[0])
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT[1])
         router.setsockopt(zmq.IPV6, where.ipv6)
         if where.keys is not None:
             # First of all: a server of CURVE that finds nobody to ask lets everybody in, unless it is told to enforce.
-            self._zap = self._context.socket(zmq.ROUTER)
-            self._zap.setsockopt(zmq.LINGER, 0)
-            self._zap.bind(_ZAP)
-            self._poller.register(self._zap, zmq.POLLIN)
-            self._let_in = where.keys.clients
-            router.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+            if self._zap is None:
+                self._zap = self._context.socket(zmq.ROUTER)
+                self._zap.setsockopt(zmq.LINGER, 0)
+                self._zap.bind(_ZAP)
+                self._poller.register(self._zap, zmq.POLLIN)
+            self._let_in[domain] = where.keys.clients
+            router.setsockopt(zmq.ZAP_DOMAIN, domain)
             router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
             router.setsockopt(zmq.CURVE_SERVER, 1)
             router.setsockopt(zmq.CURVE_SECRETKEY, where.keys.secret)
         router.bind(where.endpoint)
-        self._poller.register(router, zmq.POLLIN)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -239,7 +240,7 @@ class Coordinator:
                     os.read(wake_fd, 4096)
             if deaths:
                 # By name: a descriptor's number may be somebody else's by the time that the messages have been read.
-                dead = [self._by_pidfd[pidfd] for pidfd, _ in self._deaths.poll(0)]
+                dead = self._deaths.dead()
                 for router in (self._router, self._tcp_router):
                     if router is not None:
                         self._receive(router, UNREAD)  # what they had still said comes first
@@ -247,6 +248,7 @@ class Coordinator:
                     self._core.died(member)
             self._flush()
         self._control.close()
+        self._deaths.close()
         for socket in (self._router, self._tcp_router, self._zap):
             if socket is not None:
                 socket.close()
@@ -303,7 +305,7 @@ class Coordinator:
         except zmq.Again:
             self._core.missed(member)
         except zmq.ZMQError:
-            pass  # it is gone: its death is told by its pidfd, and one that comes back says hello
+            pass  # it is gone: its death is told, and one that comes back says hello
 
     # -- processes ------------------------------------------------------------------------------------------------
 
@@ -375,8 +377,9 @@ class Coordinator:
                 requester, empty, version, request, *rest = self._zap.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            _domain, address, _identity, mechanism, *credentials = rest
-            let_in = mechanism == b"CURVE" and len(credentials) == 1 and z85.encode(credentials[0]) in self._let_in
+            domain, address, _identity, mechanism, *credentials = rest
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
+            let_in = key in self._let_in[domain]
             status = b"200" if let_in else b"400"
             self._zap.send_multipart([requester, empty, version, request, status, b"", b"", b""], zmq.NOBLOCK)
             if not let_in:
@@ -394,31 +397,10 @@ class Coordinator:
     # -- the host, as the core knows it ---------------------------------------------------------------------------
 
     def watch(self, name: MemberId, pid: int, started: int) -> bool:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            if error.errno in sockets.NO_DESCRIPTORS:
-                raise
-            return False  # dead
-        try:
-            found = start_time(pid) == started
-            if found:
-                self._deaths.register(pidfd, select.EPOLLIN)
-        except OSError:
-            os.close(pidfd)
-            raise
-        if not found:
-            os.close(pidfd)
-            return False
-        self._by_pidfd[pidfd] = name
-        self._pidfds[name] = pidfd
-        return True
+        return self._deaths.watch(name, pid, started)
 
     def forget(self, name: MemberId) -> None:
-        pidfd = self._pidfds.pop(name)
-        self._deaths.unregister(pidfd)
-        del self._by_pidfd[pidfd]
-        os.close(pidfd)
+        self._deaths.forget(name)
         for question in self._questions:
             question.missing = {key for key in question.missing if key[0] != name}
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ..errors import SettingsError
+from ..system import need_posix
 from .control import Json, ask
 from .ctl_jobs import JobsFailure, JobsUsageError, add_jobs, text_of
 from .looking import RefusedLookError, look
@@ -52,9 +53,9 @@ _COORDINATOR = """\
 Run a coordinator, in the foreground, for processes that another manager starts. However many processes join it, the
 connections that their pools have open to one database are never more than --max-size together.
 
-It prints one line when it can be reached. A process joins when that line is in its environment; one that is there
-before the coordinator waits for it. A process that cannot reach it gets no connection: never a pool with a budget of
-its own.
+It prints one line (two where there is no ipc://) when it can be reached. A process joins when that is in its
+environment; one that is there before the coordinator waits for it. A process that cannot reach it gets no connection:
+never a pool with a budget of its own.
 """
 
 _COORDINATOR_EPILOG = """\
@@ -94,11 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     options = _parser().parse_args(argv)
     try:
+        _check_system(options.command)
         options.command(options)
     except _Failure as failure:
         print(f"pysqlx-ctl: {failure}", file=sys.stderr)
         return failure.status
     return DONE
+
+
+def _check_system(command: Callable[[argparse.Namespace], None]) -> None:
+    if command not in (_run_jobs, _complete):  # these ask nobody on this host
+        try:
+            need_posix("this command")
+        except SettingsError as error:
+            raise _Failure(str(error), USAGE) from None
 
 
 def _show_status(options: argparse.Namespace) -> None:
@@ -227,7 +237,7 @@ def _run_coordinator(options: argparse.Namespace) -> None:
         settings = load_standalone_settings(options.settings, name=options.name, max_size=options.max_size,
             bind=options.bind, curve_keys=options.curve_keys, term=options.term,
         )  # fmt: skip
-        run_coordinator(settings, lambda address: _say(f"PYSQLX_COORDINATOR={address}"))
+        run_coordinator(settings, lambda told: _say("\n".join(map("=".join, told.items()))))
     except SettingsError as error:
         raise _Failure(str(error), USAGE) from None
     except CannotStartError as error:

@@ -372,8 +372,8 @@ def _stats(options: argparse.Namespace) -> str:
 
     counts, paused, dispatchers = _with_database(options, look)
     if options.json:
+        from ..system import host_identity
         from .jobs.life import State
-        from .membership import host_identity
 
         here = host_identity()
         return _json(
@@ -776,8 +776,8 @@ def _stats_text(
     from rich.table import Table
     from rich.text import Text
 
+    from ..system import host_identity
     from .jobs.life import State
-    from .membership import host_identity
 
     console = Console(highlight=False)
     here = host_identity()

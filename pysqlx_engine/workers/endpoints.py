@@ -11,7 +11,18 @@ import socket
 from dataclasses import dataclass
 
 from ..errors import SettingsError
-from .keys import VARIABLE, ClientKeys, CoordinatorKeys, client_keys, coordinator_keys
+from ..system import has
+from .keys import (
+    CLIENT_FILE,
+    COORDINATOR_FILE,
+    VARIABLE,
+    ClientKeys,
+    CoordinatorKeys,
+    client_keys,
+    coordinator_keys,
+    write_keys,
+)
+from .rundir import RunDirectory
 
 _KEYGEN = f"make keys with pysqlx-ctl keygen and name them in {VARIABLE}"
 
@@ -34,6 +45,46 @@ class Joining:
     """As ZeroMQ takes it."""
     ipv6: bool
     keys: ClientKeys | None
+
+
+@dataclass(frozen=True)
+class Local:
+    """Where the processes of this host, and this user, join a run's coordinator."""
+
+    address: str
+    listening: Listening | None = None
+    """None: at a socket in the run's directory, and whoever may open it may join."""
+    client_keys: str | None = None
+    """The file with the keys that it takes elsewhere."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What these processes are told."""
+        keys = {} if self.client_keys is None else {VARIABLE: self.client_keys}
+        return {"PYSQLX_COORDINATOR": self.address, **keys}
+
+
+def local(directory: RunDirectory) -> Local:
+    """For the coordinator, and, once it listens, for who starts processes. Raises OSError for what cannot be written.
+
+    Without ipc:// anybody on this host may connect to the port, and perhaps take it while no coordinator runs: keys in
+    the directory, which only our user can enter, tell who may join, and whom. Both stay as long as the directory: a
+    coordinator that was started again has to be where its members look for it.
+    """
+    if has("ipc"):
+        return Local(f"ipc://{directory.socket}")
+    if not directory.address.exists():
+        for name in (COORDINATOR_FILE, CLIENT_FILE):
+            (directory.path / name).unlink(missing_ok=True)
+        write_keys(directory.path)
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            address = f"tcp://127.0.0.1:{port.getsockname()[1]}"
+        written = directory.path / "address.new"
+        written.write_text(address)
+        written.replace(directory.address)
+    address = directory.address.read_text()
+    return Local(address, listening(address, str(directory.path / COORDINATOR_FILE)), str(directory.path / CLIENT_FILE))
 
 
 def listening(bind: str, curve_keys: str | None) -> Listening:

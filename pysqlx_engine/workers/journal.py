@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..system import start_time
 from .ledger import PoolKey, Record
 from .messages import HeldLease
-from .process import start_time
 
 logger = logging.getLogger("pysqlx_engine")
 

@@ -23,12 +23,12 @@ import zmq.utils.monitor
 
 from ..pool.background import at_exit, background
 from ..pool.budget import PoolRequest
+from ..system import after_fork_in_child, host_identity, nonblocking_pipe, start_time
 from .endpoints import joining
 from .keys import VARIABLE
 from .leased_budget import LeasedBudget
-from .membership import Identity, Membership, host_identity
+from .membership import Identity, Membership
 from .messages import MAX_MESSAGE, decode_from_coordinator, encode
-from .process import start_time
 from .rates import LogBound
 
 logger = logging.getLogger("pysqlx_engine")
@@ -60,9 +60,7 @@ class Link(Membership):
         self._stopping = False
         self._woken = False
         """Whether the thread was told to look, and has not begun to."""
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._wake_read, self._wake_write = nonblocking_pipe()
         self._thread = threading.Thread(target=self._serve, name="pysqlx-link", daemon=True)
         self._thread.start()
 
@@ -276,7 +274,7 @@ def link_to(address: str, curve_keys: str | None) -> Link:
     return link
 
 
-os.register_at_fork(after_in_child=link_to.cache_clear)
+after_fork_in_child(link_to.cache_clear)
 
 
 def join(address: str, curve_keys: str | None, request: PoolRequest) -> LeasedBudget:

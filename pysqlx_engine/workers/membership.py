@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import collections
 import logging
-import os
 import random
-import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -388,19 +386,4 @@ class Membership(ABC):
             budget.refuse(reason)
 
 
-def host_identity() -> str:
-    """Which kernel, and which part of it: whoever says the same sees our pid, and our connections, as we do."""
-    parts = []
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/proc/self/ns/net"):
-        try:
-            if path.startswith("/proc/self"):
-                parts.append(str(os.stat(path).st_ino))
-            else:
-                with open(path, "rb") as stream:
-                    parts.append(stream.read().decode().strip())
-        except OSError:
-            return f"unknown:{secrets.token_hex(8)}"  # nobody else's: two that cannot tell need not be on one host
-    return ":".join(parts)
-
-
-__all__ = ["Identity", "Membership", "PoolClaim", "host_identity"]
+__all__ = ["Identity", "Membership", "PoolClaim"]

@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+from ..system import nonblocking_pipe
+
 __all__ = ["Pump", "line_prefix", "log_to"]
 
 _CHUNK = 64 * 1024
@@ -85,7 +87,7 @@ class Pump:
     def __init__(self, destination: int) -> None:
         self._destination = destination
         self._added: collections.deque[_Stream] = collections.deque()
-        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._waker = nonblocking_pipe()
         self._closing = False
         self._in_a_hurry = False
         self._broken = False

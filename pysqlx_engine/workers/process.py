@@ -1,4 +1,4 @@
-"""What the supervisor and its children ask of the operating system (Linux)."""
+"""What the supervisor and its children ask of the operating system. What not every one has is in `system`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import os
 import resource
 import signal
 import sys
+import threading
 from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
+from ..system import has
+
 if TYPE_CHECKING:
     import socket
+    from multiprocessing.context import SpawnProcess
 
     from .coordinator import CoordinatorConfig
     from .jobs.served import DispatcherSpec
@@ -33,7 +37,7 @@ __all__ = [
     "kill_group",
     "observer_main",
     "open_standard_streams",
-    "start_time",
+    "reap",
 ]
 
 _PR_SET_PDEATHSIG = 1
@@ -120,14 +124,31 @@ def open_standard_streams() -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies; end at once if it is dead already."""
+    """Have this process killed when its `parent`, which has started it by multiprocess, dies; end at once if it is dead
+    already."""
+    if has("pdeathsig"):
+        _have_the_kernel_kill_us()
+    else:
+        threading.Thread(target=_die_with_parent, name="pysqlx-parent", daemon=True).start()
+    # The kernel would not have told us before, so a parent that is gone by now will never be noticed again.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _have_the_kernel_kill_us() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl(PR_SET_PDEATHSIG): {os.strerror(code)}")
-    # Before the call above nobody would have told us, so a parent that is gone by now will never be noticed again.
-    if os.getppid() != parent:
-        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    import multiprocess  # it is there: it has started us
+
+    parent = multiprocess.parent_process()
+    assert parent is not None
+    parent.join()  # until the end of a pipe that it alone has open
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def allow_open_files(needed: int) -> int | None:
@@ -148,18 +169,20 @@ def kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
 
 
-def start_time(pid: int) -> int | None:
-    """When process `pid` started, in clock ticks since boot; `None` when there is none.
-
-    A pid alone names nobody: it is given again. A pid with its start time is unique until the machine restarts.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            stat = stream.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat[stat.rindex(b")") + 2 :].split()  # the name in front may hold blanks and parentheses
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+def reap(process: SpawnProcess) -> int:
+    """The exit status of a child that is dead, negative for a signal. Then what it had started, which would never be
+    told, is killed too."""
+    assert process.pid is not None
+    if has("waitid"):
+        end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if end is not None and end.si_code != os.CLD_EXITED:
+            kill_group(process.pid)  # until it is reaped nobody else can have its number
+        process.join()
+    else:
+        process.join()
+        if (process.exitcode or 0) < 0:
+            kill_group(process.pid)
+    return process.exitcode or 0
 
 
 def describe_exit(status: int) -> str:

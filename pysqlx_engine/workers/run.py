@@ -7,7 +7,6 @@ import importlib.machinery
 import importlib.util
 import os
 import re
-import resource
 import signal
 import stat
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import SettingsError
-from .process import STEERING_SIGNALS, allow_open_files, open_standard_streams
+from ..system import need_posix
 
 if TYPE_CHECKING:
     from ..settings import RunSettings
@@ -80,6 +79,13 @@ class _BootFailureError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pysqlx-run` with the arguments `argv` (default: the process's). Returns the exit status."""
+    try:
+        need_posix("this command")
+    except SettingsError as error:
+        _parser().parse_args(argv)  # --help helps everywhere
+        return _fail(2, error)
+    from .process import STEERING_SIGNALS, open_standard_streams  # which needs what we have by now
+
     open_standard_streams()
     signal.pthread_sigmask(signal.SIG_BLOCK, STEERING_SIGNALS)  # until somebody obeys them: logrotate is not to end us
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -100,6 +106,8 @@ def _fail(status: int, error: Exception) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import resource
+
     from ..settings import load_run_settings, worker_environment
 
     settings = load_run_settings(
@@ -286,6 +294,8 @@ def _log_to(settings: RunSettings) -> None:
 
 def _allow_open_files(plan: RunPlan) -> None:
     """The coordinator inherits our limit, and has two files open for each worker."""
+    from .process import allow_open_files
+
     hard = allow_open_files(plan.open_files)
     if hard is not None:
         raise _BootFailureError(

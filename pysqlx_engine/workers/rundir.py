@@ -8,7 +8,6 @@ who that is, for those who only look.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SettingsError
+from ..system import SOCKET_PATH_LIMIT, start_time
 from .journal import anybody_lives
-from .process import start_time
 
 __all__ = [
     "ClaimedRun",
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_SOCKET_PATH_LIMIT = 107  # bytes: sockaddr_un.sun_path without the closing zero
 _SWEEP_TIME = 1.0  # seconds: far more than another run needs to look through a dead run's directory
 
 
@@ -52,6 +50,11 @@ class RunDirectory:
     def socket(self) -> Path:
         """Where the coordinator listens to workers."""
         return self.path / "coordinator.sock"
+
+    @property
+    def address(self) -> Path:
+        """Where that is written, where there can be no such socket. See `endpoints.local`."""
+        return self.path / "address"
 
     @property
     def control(self) -> Path:
@@ -239,15 +242,17 @@ def _make_private(path: Path) -> None:
 
 def _check_socket_path(path: Path) -> None:
     length = len(os.fsencode(path))
-    if length > _SOCKET_PATH_LIMIT:
+    if length > SOCKET_PATH_LIMIT:
         raise RunDirectoryError(
-            f"the socket path {path} has {length} bytes, the system allows {_SOCKET_PATH_LIMIT}: "
+            f"the socket path {path} has {length} bytes, the system allows {SOCKET_PATH_LIMIT}: "
             "choose a shorter --name or a shorter XDG_RUNTIME_DIR"
         )
 
 
 def _try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock on `path`, or `None` when another process holds it."""
+    import fcntl  # here: who only looks may do without, as pysqlx-ctl jobs on Windows has to
+
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from setproctitle import setproctitle
 
 from ..settings import StandaloneSettings
-from .endpoints import listening
+from .endpoints import listening, local
 from .process import open_standard_streams
 from .rundir import RunDirectoryError, run_directory
 
@@ -25,8 +25,9 @@ class CannotStartError(RuntimeError):
     """The coordinator cannot start. The text is one line for the user."""
 
 
-def run_coordinator(settings: StandaloneSettings, announce: Callable[[str], None]) -> None:
-    """Run a coordinator until TERM or INT. `announce` is told its address when it can be reached.
+def run_coordinator(settings: StandaloneSettings, announce: Callable[[dict[str, str]], None]) -> None:
+    """Run a coordinator until TERM or INT. `announce` is told what has to be in the environment of who
+    joins it, when it can be reached.
 
     Raises `SettingsError` for an address or keys that cannot be used, and `CannotStartError`, among others when a live
     run has the name.
@@ -56,7 +57,7 @@ def run_coordinator(settings: StandaloneSettings, announce: Callable[[str], None
         term=settings.term,
     )
     try:
-        serve(config, lambda: announce(f"ipc://{directory.socket}"))
+        serve(config, lambda: announce(local(directory).environment))
     except CannotServeError as error:
         raise CannotStartError(str(error)) from None
     finally:

@@ -1,7 +1,7 @@
 """The supervisor: starts the coordinator and the workers, restarts what dies, passes signals on, ends with a status.
 
 One loop, one dictionary of children. Signal handlers do nothing: the interpreter writes the signal's number into a pipe
-that the loop reads. Deaths arrive as pidfds in the same selector, so nothing polls. Which worker starts or ends is
+that the loop reads. Deaths arrive in the same selector (see `deaths`), so nothing polls. Which worker starts or ends is
 decided by `formation`, which knows no processes and no clock.
 """
 
@@ -12,7 +12,6 @@ import os
 import secrets
 import selectors
 import signal
-import socket
 import sys
 import time
 import types
@@ -27,7 +26,11 @@ from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
 from ..errors import SettingsError
+from ..system import nonblocking_pipe
 from .children import UP_AFTER, Child, Slot
+from .control_pair import control_pair
+from .deaths import Deaths, deaths
+from .endpoints import local
 from .formation import (
     End,
     Formation,
@@ -56,6 +59,7 @@ from .process import (
     dispatcher_main,
     kill_group,
     observer_main,
+    reap,
 )
 from .status import (
     BudgetStatus,
@@ -106,6 +110,8 @@ class Supervisor:
         self._run_id = secrets.token_hex(4)
         self._context = multiprocess.get_context("spawn")
         self._selector = selectors.DefaultSelector()
+        self._deaths: Deaths[int] = deaths()  # by pid
+        self._selector.register(self._deaths, selectors.EVENT_READ, self._on_deaths)
         shared_budget = plan.start_coordinator or plan.coordinator is not None
         self._formation = Formation(
             plan.workers, plan.restart, shared_budget=shared_budget, development=plan.watched is not None
@@ -133,7 +139,7 @@ class Supervisor:
         self._answer_by: float | None = None
         self._stdout = Pump(1)
         self._stderr = Pump(2)
-        messages, self._messages = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        messages, self._messages = nonblocking_pipe()
         self._stderr.add(messages, b"pysqlx-run: ")
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -149,6 +155,7 @@ class Supervisor:
         finally:
             for child in self._children.values():  # only after an error of our own
                 kill_group(child.pid)
+            self._deaths.close()
             self._systemd.close()
             os.close(self._messages)
             grace = _OUTPUT_GRACE if self._told_to_stop else None
@@ -346,7 +353,6 @@ class Supervisor:
 
     def _watch(self, child: Child) -> None:
         self._children[child.pid] = child
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(child))
         if child.control is not None:
             self._selector.register(child.control, selectors.EVENT_READ, lambda: self._on_message(child))
         if child.ready is not None:
@@ -366,11 +372,10 @@ class Supervisor:
                 arguments = (os.getpid(), self._coordinator_config(), child_ready, stdout, stderr)
                 process = self._context.Process(target=coordinator_main, args=arguments, name=name)
             else:
-                # Datagrams in order: one message, one piece, and a send never blocks.
-                control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                control, child_control = control_pair()
                 our_ends.callback(control.close)
                 its_ends.callback(child_control.close)
-                control.setblocking(False)
+                control.setblocking(False)  # a send is not to make us wait
                 target: Callable[..., None] = worker_main
                 if place is not None:
                     spec: WorkerSpec | DispatcherSpec | ObserverSpec = self._worker_spec(place)
@@ -385,14 +390,14 @@ class Supervisor:
             # reap: a death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
             reaped_by_multiprocess.discard(process)
             try:
-                pidfd = os.pidfd_open(process.pid)
+                self._deaths.watch(process.pid, process.pid)
             except OSError:  # nobody would tell us when it ends
                 kill_group(process.pid)
                 process.join()
                 process.close()
                 raise
             our_ends.pop_all()
-        return Child(name, process, pidfd, time.monotonic(), place, slot, control=control, ready=ready)
+        return Child(name, process, time.monotonic(), place, slot, control=control, ready=ready)
 
     def _output_pipes(
         self, name: str, color: int, its_ends: contextlib.ExitStack
@@ -412,11 +417,10 @@ class Supervisor:
         """What workers and dispatchers have to know of the run."""
         plan = self._plan
         environment = self._settings | {"PYSQLX_RUN_ID": self._run_id, "PYSQLX_RUN_NAME": plan.name}
-        address = plan.coordinator
         if self._coordinator is not None:
-            address = f"ipc://{plan.directory.socket}"
-        if address is not None:
-            environment["PYSQLX_COORDINATOR"] = address
+            environment |= local(plan.directory).environment
+        elif plan.coordinator is not None:
+            environment["PYSQLX_COORDINATOR"] = plan.coordinator
         return environment
 
     def _worker_spec(self, place: Place) -> WorkerSpec:
@@ -474,7 +478,7 @@ class Supervisor:
         )
 
     def _on_ready(self, child: Child) -> None:
-        """The coordinator listens, or has died: its death is told by its pidfd."""
+        """The coordinator listens, or has died, which is told elsewhere."""
         assert child.ready is not None
         self._selector.unregister(child.ready)
         try:
@@ -595,6 +599,10 @@ class Supervisor:
             self._say(error)
             self._stop()
 
+    def _on_deaths(self) -> None:
+        for pid in self._deaths.dead():
+            self._on_death(self._children[pid])
+
     def _on_death(self, child: Child) -> None:
         child.dead = True
         while data := self._receive(child):
@@ -638,21 +646,16 @@ class Supervisor:
 
     def _bury(self, child: Child) -> int:
         """Reap a dead child and close what we had of it. Returns its status, negative for a signal."""
-        end = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
-        if end is not None and end.si_code != os.CLD_EXITED:
-            # What a killed worker had started would never be told. Until it is reaped nobody else can have its number.
-            kill_group(child.pid)
-        child.process.join()
-        status = child.process.exitcode
+        pid = child.pid
+        status = reap(child.process)
         child.process.close()
-        self._selector.unregister(child.pidfd)
-        os.close(child.pidfd)
+        self._deaths.forget(pid)
         self._close_control(child)
         if child.ready is not None:
             self._selector.unregister(child.ready)
             child.ready.close()
-        del self._children[end.si_pid if end is not None else child.pid]
-        return int(status or 0)
+        del self._children[pid]
+        return status
 
     def _close_control(self, child: Child) -> None:
         if child.control is not None:
@@ -718,7 +721,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Those that we obey come into the loop, except those that we were started to ignore."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        reader, writer = nonblocking_pipe()
         before = {number: signal.getsignal(number) for number in CHILD_SIGNALS | STEERING_SIGNALS}
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._selector.register(reader, selectors.EVENT_READ, lambda: self._on_signals(os.read(reader, 1024)))

@@ -21,7 +21,7 @@ class Systemd:
         self._address = f"\0{path[1:]}" if path.startswith("@") else path
         self._socket: socket.socket | None = None
         if path[:1] in ("/", "@"):
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
         self._interval: float | None = None
         if interval.isdigit() and int(interval) and pid in ("", str(os.getpid())):

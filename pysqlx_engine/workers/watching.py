@@ -11,13 +11,15 @@ from queue import Empty, SimpleQueue
 
 from watchfiles import Change, PythonFilter, watch
 
+from ..system import nonblocking_pipe
+
 
 class FileWatch:
     """Readable when a Python file below `directory`, or one of `others`, has changed. Threads of its own look."""
 
     def __init__(self, directory: Path, others: Iterable[Path]) -> None:
         self._names: SimpleQueue[str] = SimpleQueue()
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = nonblocking_pipe()
         self._stop = threading.Event()
         wanted = {os.path.realpath(path) for path in others}
         # By their directories: whoever saves a file may put a new one in its place.

@@ -49,6 +49,7 @@ from ..errors import (
     SettingsError,
 )
 from ..pool import registry
+from ..system import nonblocking_pipe
 from .jobs.served import Recycle, Retired, ServedQueue, Serving, ask_supervisor
 from .process import CHILD_SIGNALS, become_child
 from .status import PoolLook
@@ -148,7 +149,7 @@ class _Worker:
     def __init__(self, control: socket.socket) -> None:
         self.draining = False
         self._control = control
-        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._waker = nonblocking_pipe()
         self._interruptible = False
         self._interrupted = False
         self._had_a_pool = False

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from pysqlx_engine.errors import SettingsError
+from pysqlx_engine.system import start_time
 from pysqlx_engine.workers.journal import Journal, Member
-from pysqlx_engine.workers.process import start_time
 from pysqlx_engine.workers.rundir import DatabaseClaims, RunDirectoryError, default_name, list_runs, run_directory
 
 from .runs import room_for

@@ -8,9 +8,10 @@ import pytest
 
 from pysqlx_engine.engine.sockets import Endpoints, Verdict
 from pysqlx_engine.pool.budget import Demand
+from pysqlx_engine.system import host_identity
 from pysqlx_engine.workers.coordinator_core import CoordinatorCore
 from pysqlx_engine.workers.journal import Journal
-from pysqlx_engine.workers.membership import MARGIN, host_identity
+from pysqlx_engine.workers.membership import MARGIN
 from pysqlx_engine.workers.messages import (
     VERSION,
     CoordinatorPacket,

@@ -23,6 +23,7 @@ import zmq
 from pysqlx_engine import PySQLXEnginePoolSync
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand
+from pysqlx_engine.system import start_time
 from pysqlx_engine.workers.ledger import MOST_BUDGETS
 from pysqlx_engine.workers.link import Link
 from pysqlx_engine.workers.messages import (
@@ -47,7 +48,6 @@ from pysqlx_engine.workers.messages import (
     Unwelcome,
     encode,
 )
-from pysqlx_engine.workers.process import start_time
 from tests.servers import sqlite_database
 
 from .wire import FakeCoordinator, Site, Stranger, site

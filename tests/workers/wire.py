@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
+from pysqlx_engine.system import host_identity, start_time
 from pysqlx_engine.workers.control import ask
-from pysqlx_engine.workers.membership import host_identity
 from pysqlx_engine.workers.messages import (
     VERSION,
     Attach,
@@ -38,7 +38,6 @@ from pysqlx_engine.workers.messages import (
     decode_from_process,
     encode,
 )
-from pysqlx_engine.workers.process import start_time
 
 from .runs import run_environment
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ExecuteError, JobSchemaError, PoolError, PySQLXError, QueryError
-from ..membership import host_identity
+from ...system import host_identity
 from ..rates import LogBound
 from . import faults
 from .attempts import Report, failed, given_back, size_of, without_texts

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ...errors import ConnectError, JobError, PoolError
+from ...system import DEATH_POLL, has
 from ..process import CHILD_SIGNALS
 from .attempts import Report
 from .dispatcher import Dispatcher
@@ -32,7 +33,7 @@ MESSAGE_LIMIT = 1 << 16
 _ADOPT_WITHIN = 30.0
 """Seconds that workers have to tell what they run, when there was a dispatcher before this one. Those that have died
 are known."""
-_REASON_WITHIN = 0.05
+_REASON_WITHIN = 0.05 + (0.0 if has("pidfd") else 2 * DEATH_POLL)
 """Seconds from the end of a worker's stream until it counts as gone, if the supervisor has not said why."""
 
 

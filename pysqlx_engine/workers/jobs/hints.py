@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..membership import host_identity
+from ...system import has, host_identity
 from .dialects import dialect_of
 from .presence import Register
 
@@ -38,11 +38,15 @@ class Listener:
 
     def __init__(self, heard: Callable[[bool], None]) -> None:
         """`heard` is told whether there is more to look for than new jobs."""
-        self.name = f"pysqlx-jobs-{secrets.token_hex(8)}"
         self._heard = heard
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(_address(self.name))
+        self._socket = _new_socket()
+        if has("abstract"):
+            self.name = f"pysqlx-jobs-{secrets.token_hex(8)}"
+            self._socket.bind(_address(self.name))
+        else:
+            self._socket.bind(("127.0.0.1", 0))
+            self.name = str(self._socket.getsockname()[1])
         self._loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:
@@ -78,16 +82,22 @@ class Hints:
             self._listeners = [one.hints for one in everybody if one.hints is not None and one.host == host][:_MOST]
             self._ask_at = now + (_KNOWN_FOR if self._listeners else _NOBODY_FOR)
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._socket = _new_socket()
         for name in {*self._listeners, *([self.here.name] if self.here is not None else [])}:
             try:
                 self._socket.sendto(hint, _address(name))
             except BlockingIOError:
                 continue  # it has hints enough
-            except OSError:
+            except (OSError, ValueError, OverflowError):  # nobody there, or no name of ours
                 self._ask_at = min(self._ask_at, now + _NOBODY_FOR)
 
 
-def _address(name: str) -> bytes:
+def _new_socket() -> socket.socket:
+    hints = socket.socket(socket.AF_UNIX if has("abstract") else socket.AF_INET, socket.SOCK_DGRAM)
+    hints.setblocking(False)
+    return hints
+
+
+def _address(name: str) -> bytes | tuple[str, int]:
     """In no directory: who enqueues may be another user, in another root, than who works."""
-    return b"\0" + name.encode()
+    return b"\0" + name.encode() if has("abstract") else ("127.0.0.1", int(name))

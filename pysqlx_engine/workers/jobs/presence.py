@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import JobError
-from ..membership import host_identity
-from ..process import start_time
+from ...system import host_identity, start_time
 from .dialects import Dialect
 from .store import CLAIMS
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 
+from ..endpoints import local
 from ..looking import RefusedLookError, look
 from ..rundir import RunDirectory
 from ..status import RunStatus
@@ -90,5 +91,5 @@ class Watch:
 
 def joining(run: RunDirectory) -> None:
     """Have pools of this process join the run's coordinator, if it has one: their connections are of its budget."""
-    if run.socket.exists():
-        os.environ["PYSQLX_COORDINATOR"] = f"ipc://{run.socket}"
+    if run.socket.exists() or run.address.exists():
+        os.environ.update(local(run).environment)
