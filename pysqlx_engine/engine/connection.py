@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 from pydantic import BaseModel
 
+from .. import tracing
 from ..errors import (
     AlreadyConnectedError,
     ConnectError,
@@ -28,11 +29,12 @@ from .driver import pysqlx_core
 from .driving import DriverCall, calls_in_flight, drive
 from .parameters import Parameters, to_driver
 from .rows import BaseRow, base_rows, row_as, rows_as
+from .spans import operation_of, target_of, text_of
 from .transactions import Effect, effect_of, effect_of_command
 from .uri import INVALID_URI, DatabaseURI, Provider, parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
     from typing import Self
 
@@ -94,6 +96,7 @@ class PySQLXEngine:
         """What a user closed in a transaction, for the pool to roll back first: see `Upkeep.drop`."""
         self._failed = False
         """The driver reported an error that means that the connection is gone."""
+        self._target: tracing.Target | None = None
 
     @property
     def connected(self) -> bool:
@@ -260,9 +263,9 @@ class PySQLXEngine:
 
     def _prepare(
         self, sql: str, parameters: Parameters | None, effect_of: Callable[[str], Effect] = effect_of
-    ) -> tuple[pysqlx_core.PySQLxStatement, Effect]:
-        """The driver's statement for `sql` with its parameters, logged if that is switched on, and its effect, noted
-        before the statement is sent."""
+    ) -> tuple[pysqlx_core.PySQLxStatement, Effect, bool]:
+        """The driver's statement for `sql` with its parameters, logged if that is switched on, its effect, noted
+        before the statement is sent, and whether it has parameters."""
         self._connection()
         if not isinstance(sql, str):
             raise TypeError(f"sql must be a str, not {type(sql).__name__}")
@@ -276,7 +279,7 @@ class PySQLXEngine:
             self._expect(effect)
         if LOG_CONFIG.statements:
             log_statement(statement.sql(), statement.params() or [], sql, values or {})
-        return statement, effect
+        return statement, effect, values is not None
 
     def _expect(self, effect: Effect) -> None:
         """Note what a statement may leave behind."""
@@ -291,10 +294,32 @@ class PySQLXEngine:
     def _transaction_ended(self) -> None:
         self._dirty, self._in_transaction = self._tainted or self._failed or self._raw is None, False
 
-    async def _call(
-        self, failure: type[PySQLXError], method: str, argument: object, effect: Effect = Effect.NONE
-    ) -> Any:
-        """One call of the driver: counted while the driver works on it, its errors turned into ours."""
+    def _call(
+        self,
+        failure: type[PySQLXError],
+        method: str,
+        argument: object,
+        effect: Effect = Effect.NONE,
+        parameters: bool = False,
+    ) -> Coroutine[Any, Any, Any]:
+        """One call of the driver, with a span where somebody wants one. Not a coroutine function: while nobody does, it
+        would be one more to go through with each step."""
+        call = self._ask(failure, method, argument, effect)
+        return self._traced(call, method, argument, parameters) if tracing.look() else call
+
+    async def _traced(self, call: Coroutine[Any, Any, Any], method: str, argument: object, parameters: bool) -> Any:
+        if self._target is None:
+            self._target = target_of(self._parsed)
+        if isinstance(argument, pysqlx_core.PySQLxStatement):
+            sql = argument.sql()
+            operation, text = operation_of(sql), text_of(self._provider, sql, parameters=parameters)
+        else:
+            operation, text = _OPERATIONS[method], None
+        with tracing.query(self._target, operation, text):
+            return await call
+
+    async def _ask(self, failure: type[PySQLXError], method: str, argument: object, effect: Effect) -> Any:
+        """Counted while the driver works on it, its errors turned into ours."""
         raw, in_flight, openings = self._connection(), self._in_flight, self._openings
         call = DriverCall(getattr(raw, method)(argument))
         try:
@@ -476,6 +501,7 @@ class PySQLXEngineSync:
 # connection unusable. The driver prepares each text of a statement once, and never again: a statement that the server
 # has forgotten (26000), or whose columns have changed since, would fail on this connection for ever.
 _GONE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05", "26000"})
+_OPERATIONS = {"start_transaction": "BEGIN", "set_isolation_level": "SET TRANSACTION"}
 _STALE_PLAN = "cached plan must not change result type"
 _GONE = ("The server terminated the connection.", "Error creating a database connection.")
 _GONE_MESSAGES: dict[Provider, tuple[str, ...]] = {

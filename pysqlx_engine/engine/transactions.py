@@ -68,13 +68,13 @@ def effect_of_command(sql: str) -> Effect:
     return effect if single else Effect.MAY_OPEN
 
 
-def _first_word(sql: str) -> str | None:
+def first_word(sql: str) -> str | None:
     match = _FIRST_WORD.match(sql)
     return match[1].upper() if match else None
 
 
 def _effect(sql: str) -> Effect:
-    word = _first_word(sql)
+    word = first_word(sql)
     if word is not None and _PLAIN.fullmatch(word):
         return Effect.NONE
     if _OUTLIVES.search(sql):

@@ -10,6 +10,7 @@ from logging import DEBUG
 from types import TracebackType
 from typing import Any, Self
 
+from .. import tracing
 from ..engine.connection import PySQLXEngine
 from .background import run_in_background
 from .checkout import CheckoutBase, ids
@@ -87,10 +88,12 @@ class AsyncCheckout(CheckoutBase):
         if runtime.owner_loop is not loop and (error := runtime.loop_error(loop)) is not None:
             raise error
         traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
+        span = runtime.span() if tracing.on else None
         holder = id(current_task(loop))
         try:
             conn = runtime.try_check_out(holder, checkout)
             if conn is None:
+                tracing.waits(span)
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
                 conn = await runtime.wait_in_task(timeout, holder, checkout)
             self._conn, self._face = conn, conn.face
@@ -99,11 +102,15 @@ class AsyncCheckout(CheckoutBase):
             if traced is not None:
                 self._traced = True
                 runtime.trace_retrieved(conn, traced)
+            if span is not None:
+                tracing.ended(span)
         except GeneratorExit:
             raise  # the garbage collector's work, see `wait_in_task`
-        except BaseException:
+        except BaseException as error:
             self._conn = self._face = None
             runtime.reclaim(checkout)
+            tracing.failed(span, error)
+            tracing.ended(span)
             raise
         face: PySQLXEngine = conn.face
         return face

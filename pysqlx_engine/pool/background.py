@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from .. import tracing
 from ..engine.driving import leave
 from ..errors import PoolClosedError
 from ..system import after_fork_in_child
@@ -49,7 +50,7 @@ class Background:
             self.loop.call_soon_threadsafe(self._start, coroutine)
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(coroutine)
+        task = self.loop.create_task(coroutine, context=tracing.quiet())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -163,7 +164,7 @@ def _submit(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Futur
 
     def start() -> None:
         nonlocal task
-        task = loop.create_task(coroutine)
+        task = loop.create_task(coroutine, context=tracing.quiet())
         task.add_done_callback(tell)
 
     def tell(task: asyncio.Task[T]) -> None:

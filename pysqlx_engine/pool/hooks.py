@@ -8,6 +8,7 @@ runs in a thread of its own: it blocks while it asks the server, and the pool's 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -107,5 +108,6 @@ async def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
         else:
             loop.call_soon_threadsafe(settle, answer.set_result, result)
 
-    threading.Thread(target=run, name="pysqlx-hook", daemon=True).start()
+    context = contextvars.copy_context()  # as a coroutine's hook has it
+    threading.Thread(target=context.run, args=(run,), name="pysqlx-hook", daemon=True).start()
     return await answer

@@ -16,10 +16,12 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .. import tracing
 from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
 from ..engine.driving import calls_in_flight, stay_if_leaving
+from ..engine.spans import target_of
 from ..errors import (
     ConnectError,
     PoolAlreadyClosedError,
@@ -42,6 +44,9 @@ from .monitor import run_monitor
 from .outage import Outage
 from .stats import Counters, PoolStats
 from .upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -72,6 +77,7 @@ class PoolRuntime:
         self.traces_stacks = config.leak_threshold is not None
         self._needs_cleaning = self._hooks().reset is not None
         self._uri = config.uri
+        self._target: tracing.Target | None = None
         self._budget: Budget | None = None
         self._watchers: set[asyncio.Event] = set()
         """Of those that wait for a change of the state in `start` and `stop`; they live in the background loop."""
@@ -522,6 +528,8 @@ class PoolRuntime:
         self._outage = Outage(config.reconnect_timeout)
         self._compared = False
         self._uri = uri = await self.upkeep.begin()
+        self._target = target_of(uri)
+        tracing.look()  # check-outs do not
         request = PoolRequest(config.name, uri, config.min_size, config.max_size, config.max_size_stated, timeout)
         budget = self.provider(request)
         self.upkeep.label(budget.label(config.name))
@@ -717,6 +725,10 @@ class PoolRuntime:
         logger.debug("Acquired semaphore in %.5f seconds", 0.0)
         logger.debug("Pool: Growing: %s Waiting: %d", bool(self.core.opening), len(self.core.waiters) + 1)
         return time.monotonic()
+
+    def span(self) -> Span | None:
+        """Of a check-out that begins, where somebody wants one."""
+        return tracing.checking_out(self.config.name, self._target)
 
     def trace_retrieved(self, conn: ConnInfo, since: float) -> None:
         logger.debug("Pool: Connection: %s retrieved in %.5f seconds.", conn, time.monotonic() - since)

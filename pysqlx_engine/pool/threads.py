@@ -9,6 +9,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
+from .. import tracing
 from ..engine.connection import PySQLXEngineSync
 from .background import call_in_background
 from .checkout import CheckoutBase, ids
@@ -69,10 +70,12 @@ class Checkout(CheckoutBase):
         self._id = checkout = next(ids)
         runtime = self._pool._runtime
         traced = runtime.trace_request() if logger.isEnabledFor(DEBUG) else None
+        span = runtime.span() if tracing.on else None
         holder = get_ident()
         try:
             conn = runtime.try_check_out(holder, checkout)
             if conn is None:
+                tracing.waits(span)
                 timeout = runtime.config.conn_timeout if self._timeout is None else self._timeout
                 conn = runtime.wait_in_thread(timeout, holder, checkout)
             self._conn, self._face = conn, conn.face
@@ -81,9 +84,13 @@ class Checkout(CheckoutBase):
             if traced is not None:
                 self._traced = True
                 runtime.trace_retrieved(conn, traced)
-        except BaseException:
+            if span is not None:
+                tracing.ended(span)
+        except BaseException as error:
             self._conn = self._face = None
             runtime.reclaim(checkout)
+            tracing.failed(span, error)
+            tracing.ended(span)
             raise
         face: PySQLXEngineSync = conn.face
         return face

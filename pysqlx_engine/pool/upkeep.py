@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..engine.connection import PySQLXEngine, PySQLXEngineSync
 from ..engine.files import sqlite_file
 from ..engine.session import UNCONFIRMED_CLOSE, ServerSession, open_session
+from ..engine.spans import target_of
 from ..engine.uri import DatabaseURI, parse_uri, with_option
 from ..errors import ConnectError, PoolError, PySQLXError, RawCmdError
 from .budget import Lease, OrphanedSession
@@ -138,6 +139,7 @@ class Upkeep:
                 uri = await self._uri_to_open()
                 face: Any = (PySQLXEngineSync if self._threads else PySQLXEngine)(uri.driver_uri)
                 engine = face._engine if self._threads else face
+                engine._target = target_of(uri)  # what the driver is given does not say all of it
                 assert engine is not None
                 engine._pooled = True
                 session = await open_session(engine, uri, given_up)

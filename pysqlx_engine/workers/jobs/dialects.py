@@ -33,6 +33,8 @@ class Dialect:
     partial_indexes: bool
     table_exists: str
     """Asks whether there is a table `name`."""
+    column_exists: str
+    """Asks whether the table `name` has a `column`."""
     begin: str = "BEGIN"
     """Begins a transaction that is going to write."""
     begin_lightly: str = "BEGIN"
@@ -72,6 +74,8 @@ POSTGRESQL = Dialect(
     begin_lightly="BEGIN; SET LOCAL synchronous_commit = off",
     isolation="SET SESSION default_transaction_isolation = 'read committed'",
     table_exists="SELECT count(*) AS n FROM pg_class WHERE oid = to_regclass(:name)",
+    column_exists="SELECT count(*) AS n FROM pg_attribute "
+    "WHERE attrelid = to_regclass(:name) AND attname = :column AND NOT attisdropped",
     hot_table="WITH (fillfactor=70, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_cost_delay=0)",
 )
 SQLITE = Dialect(
@@ -83,6 +87,7 @@ SQLITE = Dialect(
     returning=True,
     partial_indexes=True,
     table_exists="SELECT count(*) AS n FROM sqlite_master WHERE type = 'table' AND name = :name",
+    column_exists="SELECT count(*) AS n FROM pragma_table_info(:name) WHERE name = :column",
     begin_lightly="BEGIN IMMEDIATE",
     begin="BEGIN IMMEDIATE",  # one that first reads and then writes fails when somebody has written in between
     migrates_by_itself=True,
@@ -97,6 +102,8 @@ MYSQL = Dialect(
     partial_indexes=False,
     table_exists="SELECT count(*) AS n FROM information_schema.tables WHERE table_schema = database() "
     "AND table_name = :name",
+    column_exists="SELECT count(*) AS n FROM information_schema.columns WHERE table_schema = database() "
+    "AND table_name = :name AND column_name = :column",
     isolation="SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
     table_options="CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
 )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
+from ... import tracing
 from ...engine import PySQLXEngine, PySQLXEngineSync
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
@@ -30,6 +31,8 @@ R = TypeVar("R")
 
 MAX_PAYLOAD = 256 * 1024
 KEEP = 7 * 86400.0
+_NOT_MIGRATED = ("no such table", "has no column named")
+"""How SQLite says that the job tables are not there, or are those of an older version."""
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5
 """Seconds between two looks for a result."""
 
@@ -213,26 +216,30 @@ class JobQueue:
 
     async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
         """In whatever transaction its user has begun, else all or none."""
-        ids = await self._insert(connection, jobs)
-        await self._hints.tell(connection, enqueued=True)
+        if not jobs:
+            return []
+        with tracing.enqueuing(jobs[0].queue, jobs[0].task, len(jobs)) as sending:
+            ids = await self._insert(connection, jobs, sending.context)
+            await self._hints.tell(connection, enqueued=True)
+            sending.sent(ids)
         return ids
 
-    async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+    async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None) -> list[int]:
         dialect, store = dialect_of(connection), store_of(connection)
         begins = not store.enqueues_at_once(jobs) and not connection._in_transaction
         if not self._prepared and (begins or not dialect.migrates_by_itself):
             await prepare(connection, dialect)
         if begins:
             async with store.transaction(connection):
-                return await self._insert(connection, jobs)
+                return await self._insert(connection, jobs, trace_context)
         try:
-            ids = await store.enqueue(connection, jobs)
+            ids = await store.enqueue(connection, jobs, trace_context)
         except QueryError as error:
             # Not asked before: on SQLite a transaction that has read something may be refused to write after it.
-            if not dialect.migrates_by_itself or "no such table" not in error.message:
+            if not dialect.migrates_by_itself or not any(sign in error.message for sign in _NOT_MIGRATED):
                 raise
             await _make_tables(connection)
-            ids = await store.enqueue(connection, jobs)
+            ids = await store.enqueue(connection, jobs, trace_context)
         self._prepared = True
         return ids
 
@@ -341,6 +348,6 @@ async def _make_tables(connection: PySQLXEngine) -> None:
         await migrate(connection)
     except RawCmdError as error:
         raise JobSchemaError(
-            "there are no job tables yet, and they cannot be made within a transaction: call migrate() of the queue "
-            f"before ({error.message})"
+            "the job tables are not there yet, or of an older version, and they cannot be made within a transaction: "
+            f"call migrate() of the queue before ({error.message})"
         ) from None

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from ... import tracing
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
 from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, PySQLXError
 from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
 from .job import Job
+from .life import State
 from .pools import QueuePools, lent
 from .recycling import Recycling
 from .retries import LONGEST, Cancel, Outcome, Retry, Snooze
@@ -30,6 +32,8 @@ from .store import Claim, Claimed, Progress, store_of
 from .threads import Threads
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from ...engine import PySQLXEngine
     from .queue import JobQueue
     from .tasks import Task
@@ -61,6 +65,7 @@ class _Running:
         self.stop: Stop | None = None
         """Why it is to stop: somebody cancels the job, the worker ends, or its time is over."""
         self.work: asyncio.Task[None] | None = None
+        self.span: Span | None = None
 
 
 class Runner:
@@ -130,14 +135,20 @@ class Runner:
 
     async def _run(self, running: _Running) -> None:
         running.stepped = True
-        try:
-            report = await self._attempt(running)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its attempt's end, and no more
+        job = running.claimed
+        with tracing.attempt(
+            job.queue, job.task, job.id, attempt=job.attempt, max_attempts=job.max_attempts, context=job.trace_context
+        ) as running.span:
             try:
-                report = self._verdict(running, error)
-            except Exception as unspeakable:  # noqa: BLE001 - an error that cannot be shown, for instance
-                reason = f"{type(error).__name__}, of which nothing can be said: {type(unspeakable).__name__}"
-                report = failed(running.claimed, self._worker, reason, wait=_NOT_BEGUN)
+                report = await self._attempt(running)
+            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its attempt's end, and no more
+                try:
+                    report = self._verdict(running, error)
+                    if report.failure is not None and _outcome(report) != State.CANCELLED:
+                        tracing.failed(running.span, error)
+                except Exception as unspeakable:  # noqa: BLE001 - an error that cannot be shown, for instance
+                    reason = f"{type(error).__name__}, of which nothing can be said: {type(unspeakable).__name__}"
+                    report = failed(job, self._worker, reason, wait=_NOT_BEGUN)
         self._over(running, report)
 
     async def _attempt(self, running: _Running) -> Report:
@@ -290,6 +301,7 @@ class Runner:
         claim = running.claimed.claim
         if self._running.pop(claim, None) is None:
             return  # it was given back already
+        tracing.attempt_ended(running.span, _outcome(report))
         if not self._running:
             self.idle.set()
         self.recycling.job_ended()
@@ -344,6 +356,7 @@ class _Transaction:
         else:
             logger.warning("Jobs: job %d was taken from this worker: nothing of it is committed", report.attempt.id)
             await self.undo()
+        tracing.came_to(str(State.COMPLETED) if mine else "taken")
         return Report(attempt=report.attempt)
 
 
@@ -355,6 +368,12 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
     finally:
         for wait in waits:
             wait.cancel()
+
+
+def _outcome(report: Report) -> State | None:
+    """What the job is now; None: whoever ran it has written that."""
+    after = report.ended or report.postponed
+    return after.state if after is not None else None
 
 
 def _forget(work: asyncio.Task[object]) -> None:

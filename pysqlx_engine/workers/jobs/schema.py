@@ -15,6 +15,7 @@ Times are microseconds since 1970, UTC, by the server's clock: the same on every
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ _OF_A_JOB = """
     held {integer} NOT NULL,
     progress {text}"""
 
+# As version 1 has them.
 TABLES = (
     Table("pysqlx_job_schema", "version {integer} NOT NULL PRIMARY KEY,\n    applied_at {integer} NOT NULL"),
     Table(
@@ -131,16 +133,32 @@ def creations(dialect: Dialect, table: Table) -> list[str]:
     return [f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}{''.join(keys)}) {dialect.table_options}"]
 
 
-def _first(dialect: Dialect) -> list[str]:
+async def _first(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
     tables = [statement for table in TABLES for statement in creations(dialect, table)]
     numbers = ", ".join(f"({number})" for number in range(LIMIT_LOCKS))
     insert, otherwise = ("INSERT IGNORE", "") if dialect.provider == "mysql" else ("INSERT", "ON CONFLICT DO NOTHING")
     return [*tables, f"{insert} INTO pysqlx_job_limits (number) VALUES {numbers} {otherwise}"]
 
 
-MIGRATIONS = (_first,)
-"""What makes version 1, 2, ... of the one before. What was released is never changed: a new one is added. Its
-statements may be run twice, because on MySQL and MariaDB what was cut off is not undone."""
+async def _second(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
+    """The trace context of who has enqueued a job."""
+    return [
+        f"ALTER TABLE {table} ADD COLUMN trace_context {dialect.types['text']}"
+        for table in ("pysqlx_jobs", "pysqlx_jobs_ended")
+        if not await _has_column(connection, dialect, table, "trace_context")
+    ]
+
+
+async def _has_column(connection: PySQLXEngine, dialect: Dialect, table: str, column: str) -> bool:
+    (row,) = await connection.query_as_dict(dialect.column_exists, {"name": table, "column": column})
+    return bool(row["n"])
+
+
+Migration = Callable[["PySQLXEngine", Dialect], Awaitable[list[str]]]
+
+MIGRATIONS: tuple[Migration, ...] = (_first, _second)
+"""What makes version 1, 2, ... of the one before. What was released is never changed: a new one is added. It may be
+made twice, because on MySQL and MariaDB what was cut off is not undone."""
 VERSION = len(MIGRATIONS)
 
 
@@ -168,7 +186,7 @@ async def migrate(connection: PySQLXEngine) -> int:
     try:
         found = await version_of(connection)
         for number in range(found + 1, VERSION + 1):
-            for statement in MIGRATIONS[number - 1](dialect):
+            for statement in await MIGRATIONS[number - 1](connection, dialect):
                 await connection.raw_cmd(statement)
             await connection.execute(
                 f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})",

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ... import tracing
 from ...errors import JobSetupError
 from ...pool import registry
 from .dialects import dialect_of
@@ -134,7 +135,7 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     check_budget(pool.stats().max_size)
     here = _Here(queue, pools, pool)
     hints.here = here.listener
-    serving = asyncio.ensure_future(here.dispatcher.serve())
+    serving = asyncio.get_running_loop().create_task(here.dispatcher.serve(), context=tracing.quiet())
     telling = asyncio.ensure_future(_tell_supervisor(here.dispatcher))
     try:
         waiting = asyncio.ensure_future(told.stop.wait())

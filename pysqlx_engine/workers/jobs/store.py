@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
-    "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress",
+    "claimed_at", "owner", "cancel_asked_at", "limit_key", "limit_max", "held", "progress", "trace_context",
 )  # fmt: skip
 _ENQUEUED_BYTES = 12 << 20
 """Bytes of the jobs in one statement at most: MariaDB takes 16 MiB of everything."""
@@ -80,6 +80,8 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     owner: int
     limit_key: str | None = None
     limit_max: int | None = None
+    trace_context: str | None = None
+    """Of who has enqueued it, as `tracing` writes it."""
 
     @property
     def claim(self) -> Claim:
@@ -167,11 +169,12 @@ class Store:
         self._enqueue = (
             "INSERT INTO pysqlx_jobs "
             "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at, limit_key, "
-            "limit_max, held) "
+            "limit_max, held, trace_context) "
             "SELECT r.queue, r.task, "
             f"CASE WHEN {due} > c.now THEN 'scheduled' ELSE 'available' END, coalesce(r.priority, 0), 0, "
             f"coalesce(r.max_attempts, 1), r.args, r.unique_key, c.now, {due}, "
-            "r.limit_key, r.limit_max, 0 "
+            # The context is not in the rows, each of which would have to be asked for it.
+            "r.limit_key, r.limit_max, 0, :trace_context "
             f"FROM {new}, (SELECT {now} AS now) AS c WHERE true "
         )
         self._enqueue_plain = f"{self._enqueue} RETURNING id"
@@ -366,12 +369,15 @@ class Store:
         (row,) = await connection.query_as_dict(self._now)
         return int(row["now"])
 
-    async def enqueue(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+    async def enqueue(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None = None
+    ) -> list[int]:
         """Give the id of each. One whose key another job has that has not ended is not enqueued: it gets that one's.
-        See `enqueues_at_once`."""
+        See `enqueues_at_once`. `trace_context`: all of them have it."""
+        enqueue = self._enqueue_in_mysql if self._mysql else self._enqueue_part
         ids: list[int] = []
         for part in _parts(jobs):
-            ids += await (self._enqueue_in_mysql if self._mysql else self._enqueue_part)(connection, part)
+            ids += await enqueue(connection, part, trace_context)
         return ids
 
     def enqueues_at_once(self, jobs: Sequence[NewJob]) -> bool:
@@ -380,29 +386,38 @@ class Store:
             return True
         return not self._mysql and len(_parts(jobs)) == 1 and all(job.unique_key is None for job in jobs)
 
-    async def _enqueue_part(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+    async def _enqueue_part(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
+    ) -> list[int]:
         plain = [job for job in jobs if job.unique_key is None]
-        ids = iter(await self._enqueue_without_keys(connection, plain) if plain else ())
-        by_key = await self._enqueue_with_keys(connection, [job for job in jobs if job.unique_key is not None])
+        ids = iter(await self._enqueue_without_keys(connection, plain, trace_context) if plain else ())
+        keyed = [job for job in jobs if job.unique_key is not None]
+        by_key = await self._enqueue_with_keys(connection, keyed, trace_context)
         return [next(ids) if job.unique_key is None else by_key[job.unique_key] for job in jobs]
 
-    async def _enqueue_without_keys(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
-        rows = await connection.query_as_dict(self._enqueue_plain, {"rows": _json(jobs)})
+    async def _enqueue_without_keys(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
+    ) -> list[int]:
+        rows = await connection.query_as_dict(self._enqueue_plain, _new(jobs, trace_context))
         if "ids" in rows[0]:
             return msgspec.json.decode(rows[0]["ids"], type=list[int])
         return sorted(row["id"] for row in rows)  # in the order of `jobs`
 
-    async def _enqueue_with_keys(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> dict[str | None, int]:
+    async def _enqueue_with_keys(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
+    ) -> dict[str | None, int]:
         found: dict[str | None, int] = {}
         while left := [job for job in jobs if job.unique_key not in found]:  # once more: the other one has ended since
-            rows = await connection.query_as_dict(self._enqueue_keyed, {"rows": _json(left)})
+            rows = await connection.query_as_dict(self._enqueue_keyed, _new(left, trace_context))
             if len(rows) < len(left):
                 wanted = _json({"unique_key": job.unique_key} for job in left)
                 rows += await connection.query_as_dict(self._with_keys, {"rows": wanted})
             found |= {row["unique_key"]: row["id"] for row in rows}
         return found
 
-    async def _enqueue_in_mysql(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+    async def _enqueue_in_mysql(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
+    ) -> list[int]:
         """Without RETURNING, which the driver does not read from MariaDB and MySQL does not have. The numbers of one
         statement follow each other, where the server's lock mode is not 2; else, and where one may be there already,
         each is a statement of its own."""
@@ -410,13 +425,13 @@ class Store:
         (last,) = await connection.query_as_dict(self._last_id)
         together = {place: job for place, job in enumerate(jobs) if job.unique_key is None and int(last["mode"]) < 2}
         if together:
-            await connection.execute(self._enqueue, {"rows": _json(together.values())})
+            await connection.execute(self._enqueue, _new(together.values(), trace_context))
             (first,) = await connection.query_as_dict(self._last_id)
             step = int(first["step"])
             ids |= {place: int(first["id"]) + number * step for number, place in enumerate(together)}
         for place, job in enumerate(jobs):
             if place not in together:
-                await connection.execute(f"{self._enqueue} {self._or_same}", {"rows": _json([job])})
+                await connection.execute(f"{self._enqueue} {self._or_same}", _new([job], trace_context))
                 (row,) = await connection.query_as_dict(self._last_id)
                 ids[place] = int(row["id"])
         return [ids[place] for place in range(len(jobs))]
@@ -559,6 +574,11 @@ def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
         return [jobs]
     half = len(jobs) // 2
     return [*_parts(jobs[:half]), *_parts(jobs[half:])]
+
+
+def _new(jobs: Iterable[NewJob], trace_context: str | None) -> dict[str, str | None]:
+    """The parameters of a statement that enqueues."""
+    return {"rows": _json(jobs), "trace_context": trace_context}
 
 
 def _json(rows: Iterable[object]) -> str:

@@ -1,0 +1,270 @@
+"""OpenTelemetry spans: the one module that knows OpenTelemetry.
+
+Spans begin by themselves when the program has set a tracer provider, whenever that is. Whoever sets one has imported
+OpenTelemetry, so nothing here imports it before somebody else has: without it, or without a provider, a look costs one
+question, and the check-out of an idle connection only reads `on`.
+
+Names and attributes are those of OpenTelemetry's conventions for databases and messaging. No span has a value of a
+parameter, or an argument of a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanKind, Tracer
+
+Value = str | int | bool
+
+_SCHEMA = "https://opentelemetry.io/schemas/1.36.0"
+"""The version of the conventions."""
+
+on = False
+"""Whether spans are made, as far as `look` has found out: all that the check-out of an idle connection looks at."""
+_tracer: Tracer
+_quiet: ContextVar[bool] = ContextVar("pysqlx_quiet", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A database, as spans know it."""
+
+    name: str
+    """What stands for it in the names of spans: there are few of them."""
+    attributes: Mapping[str, Value]
+
+
+def look() -> bool:
+    """Whether spans are made. True from the first look after somebody has set a tracer provider."""
+    return on or ("opentelemetry.trace" in sys.modules and _find())
+
+
+def _find() -> bool:
+    global on, _tracer
+    from importlib.metadata import version
+
+    from opentelemetry import trace
+
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False  # it stands for the one that nobody has set yet
+    tracer = trace.get_tracer("pysqlx_engine", version("pysqlx-engine"), schema_url=_SCHEMA)
+    if isinstance(tracer, trace.NoOpTracer):
+        return False  # OTEL_SDK_DISABLED
+    _tracer, on = tracer, True
+    return True
+
+
+def quiet() -> contextvars.Context:
+    """A copy of the current context in which no spans are made: for what a pool or a dispatcher does on its own
+    account. It is no part of what the users do meanwhile, and never ends."""
+    context = contextvars.copy_context()
+    context.run(_quiet.set, True)
+    return context
+
+
+def _wanted() -> bool:
+    if not look() or _quiet.get():
+        return False
+    from opentelemetry import context
+
+    # What OpenTelemetry's suppress_instrumentation() sets: an exporter that writes to a database would never end.
+    return not context.get_value(getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", ""))
+
+
+def _kind(name: str) -> SpanKind:
+    from opentelemetry.trace import SpanKind
+
+    return SpanKind[name]
+
+
+def failed(span: Span | None, error: BaseException) -> None:
+    """Note in a span that has not ended what went wrong."""
+    if span is None:
+        return
+    from opentelemetry.trace import Status, StatusCode
+
+    if isinstance(error, GeneratorExit) and error.__context__ is not None:
+        error = error.__context__  # what has interrupted the thread that drives a coroutine closes that
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    span.set_attribute("error.type", name)
+    code = getattr(error, "code", None)
+    if isinstance(code, str) and code != "0" and not code.startswith("PYSQLX"):
+        span.set_attribute("db.response.status_code", code)
+    span.record_exception(error)
+    span.set_status(Status(StatusCode.ERROR, str(getattr(error, "message", error)) or name))
+
+
+def ended(span: Span | None) -> None:
+    if span is not None:
+        span.end()
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+def checking_out(pool: str, target: Target | None) -> Span | None:
+    """A connection is asked for. There is a convention for the attributes only."""
+    if not _wanted():
+        return None
+    attributes: dict[str, Value] = {"db.client.connection.pool.name": pool, "pysqlx.checkout.waited": False}
+    if target is not None:
+        attributes |= target.attributes
+    return _tracer.start_span("db.client.connection.checkout", kind=_kind("INTERNAL"), attributes=attributes)
+
+
+def waits(span: Span | None) -> None:
+    """None was idle."""
+    if span is not None:
+        span.set_attribute("pysqlx.checkout.waited", True)
+
+
+@contextlib.contextmanager
+def query(target: Target, operation: str | None, text: str | None) -> Iterator[None]:
+    """The database is asked, meanwhile. Not the current span: nobody else's code runs within it."""
+    if not _wanted():
+        yield
+        return
+    attributes = dict(target.attributes)
+    if operation is not None:
+        attributes["db.operation.name"] = operation
+    if text is not None:
+        attributes["db.query.text"] = text
+    name = target.name if operation is None else f"{operation} {target.name}"
+    span = _tracer.start_span(name, kind=_kind("CLIENT"), attributes=attributes)
+    try:
+        yield
+    except BaseException as error:
+        failed(span, error)
+        raise
+    finally:
+        span.end()
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+# Their names are by the task, as those of Celery's instrumentation are, not by the queue as the convention has it: one
+# queue runs tasks of all kinds.
+
+
+class Sending:
+    """What is known of jobs while they are enqueued."""
+
+    def __init__(self, span: Span | None = None, context: str | None = None) -> None:
+        self._span = span
+        self.context = context
+        """What travels with them: JSON, by the names of headers."""
+
+    def sent(self, ids: Sequence[int]) -> None:
+        if self._span is not None and len(ids) == 1:
+            self._span.set_attribute("messaging.message.id", str(ids[0]))
+
+
+@contextlib.contextmanager
+def enqueuing(queue: str, task: str, count: int) -> Iterator[Sending]:
+    """So many jobs of a task are enqueued, meanwhile: one span, whose context all of them have."""
+    if not _wanted():
+        yield Sending()
+        return
+    from opentelemetry import propagate, trace
+
+    attributes = _of_a_job(queue, task, "enqueue", "send")
+    if count != 1:
+        attributes["messaging.batch.message_count"] = count
+    with trace.use_span(
+        _tracer.start_span(f"enqueue {task}", kind=_kind("PRODUCER"), attributes=attributes),
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        try:
+            yield Sending(span, json.dumps(carrier) if carrier else None)
+        except BaseException as error:
+            failed(span, error)
+            raise
+        finally:
+            span.end()
+
+
+@contextlib.contextmanager
+def attempt(
+    queue: str, task: str, job: int, *, attempt: int, max_attempts: int, context: str | None
+) -> Iterator[Span | None]:
+    """An attempt at a job runs, meanwhile, and its span is the current one. It is ended by `attempt_ended`.
+
+    It is a trace of its own, linked to the one that has enqueued the job. The conventions want the link; that one is
+    besides the other's child they only allow, for a single message, and Celery's instrumentation does so. A job may run
+    days after whoever enqueued it has ended, again and again, and thousands may have been enqueued at once: all that
+    would be one trace.
+    """
+    if not _wanted():
+        yield None
+        return
+    from opentelemetry import context as contexts
+    from opentelemetry import trace
+
+    sender = _received(context)
+    link = trace.get_current_span(sender).get_span_context()
+    attributes = _of_a_job(queue, task, "run", "process") | {
+        "messaging.message.id": str(job),
+        "messaging.pysqlx.attempt": attempt,
+        "messaging.pysqlx.max_attempts": max_attempts,
+    }
+    span = _tracer.start_span(
+        f"run {task}",
+        context=contexts.Context(),
+        kind=_kind("CONSUMER"),
+        attributes=attributes,
+        links=[trace.Link(link)] if link.is_valid else [],
+    )
+    token = contexts.attach(trace.set_span_in_context(span, sender))  # with the baggage of whoever has enqueued it
+    try:
+        yield span
+    finally:
+        contexts.detach(token)
+
+
+def came_to(outcome: str) -> None:
+    """Say of the attempt that runs here what it came to, where its end does not say it."""
+    if _wanted():
+        from opentelemetry import trace
+
+        trace.get_current_span().set_attribute("messaging.pysqlx.outcome", outcome)
+
+
+def attempt_ended(span: Span | None, outcome: str | None) -> None:
+    if span is not None:
+        if outcome is not None:
+            span.set_attribute("messaging.pysqlx.outcome", outcome)
+        span.end()
+
+
+def _received(context: str | None) -> Context:
+    from opentelemetry import propagate
+    from opentelemetry.context import Context
+
+    try:
+        carrier = json.loads(context) if context is not None else {}
+    except ValueError:  # it is a row in a database: anybody may have written it
+        carrier = {}
+    return propagate.extract(carrier if isinstance(carrier, dict) else {}, Context())
+
+
+def _of_a_job(queue: str, task: str, operation: str, kind: str) -> dict[str, Value]:
+    return {
+        "messaging.system": "pysqlx",
+        "messaging.destination.name": queue,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": kind,
+        "messaging.pysqlx.task": task,
+    }
