@@ -198,7 +198,7 @@ def enqueuing(queue: str, task: str, count: int) -> Iterator[Sending]:
 
 @contextlib.contextmanager
 def attempt(
-    queue: str, task: str, job: int, *, attempt: int, max_attempts: int, context: str | None
+    queue: str, task: str, job: int, attempt: int, max_attempts: int, context: str | None
 ) -> Iterator[Span | None]:
     """An attempt at a job runs, meanwhile, and its span is the current one. It is ended by `attempt_ended`.
 
@@ -245,7 +245,7 @@ def came_to(outcome: str) -> None:
 def attempt_ended(span: Span | None, outcome: str | None) -> None:
     if span is not None:
         if outcome is not None:
-            span.set_attribute("messaging.pysqlx.outcome", outcome)
+            span.set_attribute("messaging.pysqlx.outcome", str(outcome))  # exporters do not know enumerations
         span.end()
 
 
@@ -257,7 +257,9 @@ def _received(context: str | None) -> Context:
         carrier = json.loads(context) if context is not None else {}
     except ValueError:  # it is a row in a database: anybody may have written it
         carrier = {}
-    return propagate.extract(carrier if isinstance(carrier, dict) else {}, Context())
+    if not isinstance(carrier, dict) or not all(isinstance(value, str) for value in carrier.values()):
+        carrier = {}
+    return propagate.extract(carrier, Context())
 
 
 def _of_a_job(queue: str, task: str, operation: str, kind: str) -> dict[str, Value]:

@@ -8,8 +8,11 @@ import pytest
 
 from pysqlx_engine import PySQLXEngine
 from pysqlx_engine.errors import JobSchemaError
+from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers.jobs import schema
 from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.schema import VERSION, migrate, version_of
+from pysqlx_engine.workers.testing import drain
 from tests.servers import Database
 
 
@@ -34,6 +37,58 @@ async def test_a_migration_that_was_cut_off_is_made_again(database: Database) ->
         await migrate(connection)
         await connection.execute("DELETE FROM pysqlx_job_schema")  # the last thing that it does
         assert await migrate(connection) == VERSION
+
+
+async def of_version_1(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the tables as the first version had them, with a job that has not ended and one that has."""
+    job = (
+        "(id, queue, task, state, priority, attempt, max_attempts, args, created_at, run_at, held{}) "
+        "VALUES ({}, 'default', 'note', '{}', 0, 0, 1, '{{}}', 0, 0, 0{})"
+    )
+    with monkeypatch.context() as old:
+        old.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        old.setattr(schema, "VERSION", 1)
+        async with PySQLXEngine(database.uri) as connection:
+            assert await migrate(connection) == 1
+            await connection.execute(f"INSERT INTO pysqlx_jobs {job.format('', 1, 'available', '')}")
+            await connection.execute(f"INSERT INTO pysqlx_jobs_ended {job.format(', ended_at', 2, 'completed', ', 0')}")
+
+
+async def test_jobs_of_an_older_version_are_kept_and_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await of_version_1(database, monkeypatch)
+
+    async def one() -> int:
+        async with PySQLXEngine(database.uri) as connection:
+            return await migrate(connection)
+
+    assert sorted(await asyncio.gather(*(one() for _ in range(8)))) == [0] * 7 + [VERSION - 1]
+    async with PySQLXEngine(database.uri) as connection:
+        (row,) = await connection.query_as_dict("SELECT id, trace_context FROM pysqlx_jobs_ended")
+        assert row == {"id": 2, "trace_context": None}
+    queue = JobQueue(database.uri)
+
+    @queue.task
+    async def note() -> None: ...
+
+    assert await drain(queue) == {"completed": 1}
+
+
+async def test_whoever_enqueues_with_older_tables_is_told_or_makes_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await of_version_1(database, monkeypatch)
+    queue = JobQueue(database.uri)
+
+    @queue.task
+    async def note() -> None: ...
+
+    if database.provider == "sqlite":
+        assert await note.enqueue() == 2
+        assert await drain(queue) == {"completed": 2}
+    else:
+        with pytest.raises(JobSchemaError, match="have version 1: run `pysqlx-ctl jobs migrate`"):
+            await note.enqueue()
+        await queue.close()
 
 
 async def test_tables_of_a_newer_version_are_not_touched(database: Database) -> None:

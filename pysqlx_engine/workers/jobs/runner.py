@@ -136,19 +136,19 @@ class Runner:
     async def _run(self, running: _Running) -> None:
         running.stepped = True
         job = running.claimed
-        with tracing.attempt(
-            job.queue, job.task, job.id, attempt=job.attempt, max_attempts=job.max_attempts, context=job.trace_context
-        ) as running.span:
-            try:
+        try:
+            with tracing.attempt(
+                job.queue, job.task, job.id, job.attempt, job.max_attempts, job.trace_context
+            ) as running.span:
                 report = await self._attempt(running)
-            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its attempt's end, and no more
-                try:
-                    report = self._verdict(running, error)
-                    if report.failure is not None and _outcome(report) != State.CANCELLED:
-                        tracing.failed(running.span, error)
-                except Exception as unspeakable:  # noqa: BLE001 - an error that cannot be shown, for instance
-                    reason = f"{type(error).__name__}, of which nothing can be said: {type(unspeakable).__name__}"
-                    report = failed(job, self._worker, reason, wait=_NOT_BEGUN)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its attempt's end, and no more
+            try:
+                report = self._verdict(running, error)
+                if report.failure is not None and _outcome(report) is not State.CANCELLED:
+                    tracing.failed(running.span, error)
+            except Exception as unspeakable:  # noqa: BLE001 - an error that cannot be shown, for instance
+                reason = f"{type(error).__name__}, of which nothing can be said: {type(unspeakable).__name__}"
+                report = failed(job, self._worker, reason, wait=_NOT_BEGUN)
         self._over(running, report)
 
     async def _attempt(self, running: _Running) -> Report:
@@ -301,11 +301,11 @@ class Runner:
         claim = running.claimed.claim
         if self._running.pop(claim, None) is None:
             return  # it was given back already
-        tracing.attempt_ended(running.span, _outcome(report))
         if not self._running:
             self.idle.set()
         self.recycling.job_ended()
         self._report(report)
+        tracing.attempt_ended(running.span, _outcome(report))
 
     def _stop(self, running: _Running, why: Stop) -> None:
         running.stop = running.stop or why
