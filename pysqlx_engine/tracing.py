@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, SpanKind, Tracer
+    from opentelemetry.trace import Span as Span  # noqa: PLC0414 - for the annotations of others
+    from opentelemetry.trace import SpanKind, Tracer
 
 Value = str | int | bool
 
@@ -30,6 +32,10 @@ _SCHEMA = "https://opentelemetry.io/schemas/1.36.0"
 
 on = False
 """Whether spans are made, as far as `look` has found out: all that the check-out of an idle connection looks at."""
+_undecided = True
+"""No provider was seen yet. It is set but once in a process."""
+_named = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
+"""The environment names a provider, which is set when somebody asks for it."""
 _tracer: Tracer
 _quiet: ContextVar[bool] = ContextVar("pysqlx_quiet", default=False)
 
@@ -45,11 +51,15 @@ class Target:
 
 def look() -> bool:
     """Whether spans are made. True from the first look after somebody has set a tracer provider."""
-    return on or ("opentelemetry.trace" in sys.modules and _find())
+    return on or (_undecided and "opentelemetry.trace" in sys.modules and _find())
 
 
 def _find() -> bool:
-    global on, _tracer
+    global on, _undecided, _tracer  # noqa: PLW0603
+    # What get_tracer_provider() returns, without its look at the environment: that takes 2 us, for every query.
+    api = sys.modules["opentelemetry.trace"]
+    if not _named and getattr(api, "_TRACER_PROVIDER", api) is None:
+        return False
     from importlib.metadata import version
 
     from opentelemetry import trace
@@ -57,10 +67,10 @@ def _find() -> bool:
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return False  # it stands for the one that nobody has set yet
     tracer = trace.get_tracer("pysqlx_engine", version("pysqlx-engine"), schema_url=_SCHEMA)
-    if isinstance(tracer, trace.NoOpTracer):
-        return False  # OTEL_SDK_DISABLED
-    _tracer, on = tracer, True
-    return True
+    _undecided = False
+    if not isinstance(tracer, trace.NoOpTracer):  # which it is with OTEL_SDK_DISABLED
+        _tracer, on = tracer, True
+    return on
 
 
 def quiet() -> contextvars.Context:

@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .. import tracing
 from ..engine.connection import FORKED_MESSAGE, PySQLXEngine
@@ -44,9 +44,6 @@ from .monitor import run_monitor
 from .outage import Outage
 from .stats import Counters, PoolStats
 from .upkeep import Upkeep
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
 
 logger = logging.getLogger("pysqlx_engine")
 
@@ -726,7 +723,7 @@ class PoolRuntime:
         logger.debug("Pool: Growing: %s Waiting: %d", bool(self.core.opening), len(self.core.waiters) + 1)
         return time.monotonic()
 
-    def span(self) -> Span | None:
+    def span(self) -> tracing.Span | None:
         """Of a check-out that begins, where somebody wants one."""
         return tracing.checking_out(self.config.name, self._target)
 

@@ -32,8 +32,6 @@ from .store import Claim, Claimed, Progress, store_of
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span
-
     from ...engine import PySQLXEngine
     from .queue import JobQueue
     from .tasks import Task
@@ -65,7 +63,7 @@ class _Running:
         self.stop: Stop | None = None
         """Why it is to stop: somebody cancels the job, the worker ends, or its time is over."""
         self.work: asyncio.Task[None] | None = None
-        self.span: Span | None = None
+        self.span: tracing.Span | None = None
 
 
 class Runner:
