@@ -15,6 +15,7 @@ from pysqlx_engine.workers import Backoff, Cancel, Job, JobQueue, Retry, Snooze
 from pysqlx_engine.workers.jobs import serving
 from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.presence import LOST_AFTER, Presence, Register
+from pysqlx_engine.workers.jobs.schema import VERSION
 from pysqlx_engine.workers.jobs.served import Serving
 from pysqlx_engine.workers.jobs.store import store_of
 from tests.jobs.serving import ended, errors, looking, served, waiting
@@ -494,7 +495,7 @@ async def test_tables_of_a_newer_version_are_refused(database: Database) -> None
     await queue.migrate()
     async with looking(database) as connection:
         await connection.execute("INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (99, 0)")
-    with pytest.raises(JobSchemaError, match="version 99, and this program knows versions up to 1: upgrade it"):
+    with pytest.raises(JobSchemaError, match=f"version 99, and this program knows versions up to {VERSION}: upgrade"):
         await queue.serve()
 
 
