@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test examples soak chaos lint types layers simulate mutants package bench clean
+.PHONY: help install demo docs test examples soak chaos lint types layers simulate mutants package bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -21,6 +21,10 @@ install: $(STAMP) ## create .venv and install the package with its development t
 
 demo: $(STAMP) ## 1,000 requests in four worker processes on SQLite, one budget of connections
 	$(BIN)/python examples/demo.py
+
+docs: $(STAMP) ## the documentation as a site, into site/: no link in it is broken
+	$(BIN)/python docs/generate.py build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/site-source/mkdocs.yml
 
 test: lint types layers ## lint, types, layering and every test, two files at a time (8 to 11 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -57,4 +61,4 @@ bench: $(STAMP) ## ratios to other pools and to 0.3.2, speed and scale of a flee
 	$(BIN)/python -m benchmarks $(BENCH)
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) .venv-bench dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench dist build site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
