@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -372,15 +371,3 @@ def test_the_hot_path_asks_nobody_anything_while_there_is_no_provider(
         with pool.connection() as conn:
             conn.query("SELECT 1 AS a")
         assert called == ["look"]
-
-
-def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "tracing.md").read_text()
-    (tmp_path / "traced.py").write_text(text.partition("```python\n")[2].partition("```")[0])
-    done = subprocess.run(
-        [sys.executable, "traced.py"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
-    )
-    names = done.stdout.splitlines()
-    assert [name for name in names if name in {"POST /orders", "enqueue send_receipt", "run send_receipt"}] == [
-        "enqueue send_receipt", "POST /orders", "run send_receipt",
-    ]  # fmt: skip

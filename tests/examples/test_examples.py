@@ -67,17 +67,6 @@ def test_there_is_an_example_of_everything() -> None:
     assert len(SHORT) == 8
 
 
-def test_the_readme_shows_what_its_example_prints(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    script = (ROOT / "examples" / "worker.py").read_text()
-    shown = re.findall(r"```(\w*)\n(.*?)```", readme, re.DOTALL)
-    assert shown[0] == ("python", script)
-    alone, in_two = (text.splitlines() for _, text in shown[1:3])
-    database = sqlite_database(tmp_path / "dev.db")
-    assert run_example(ROOT / "examples" / "worker.py", database, tmp_path).output == alone
-    assert sorted(run_example(ROOT / "examples" / "worker.py", database, tmp_path, workers=2).output) == in_two
-
-
 def test_a_thousand_requests_are_served_without_an_error(stress: Outcome) -> None:
     assert (stress.status, stress.output) == (0, [])
     assert stress.log.count("Pool: Connection returned to pool:") == 1000
