@@ -551,7 +551,7 @@ class Supervisor:
         """Tell the observer in which database there are jobs."""
         queue = dispatcher.queue
         if self._observer is not None and self._observer.child is not None and queue is not None:
-            self._observer.child.tell("queue", uri=queue.uri, max_size=queue.max_size)
+            self._observer.child.tell("queue", uri=queue.uri, max_size=queue.max_size, queues=[*queue.weights])
 
     def _may_be_up(self, child: Child) -> None:
         """Whether a worker that takes another one's place can do by now what that one does."""

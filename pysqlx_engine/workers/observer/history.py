@@ -13,6 +13,8 @@ STEP = 10.0
 """Seconds that one point stands for."""
 SPAN = 3600.0
 """Seconds that are kept."""
+MINUTE = 60.0
+"""Seconds that `Recent` is about."""
 MOST_HOLDERS = 12
 """Processes that a point names; what others hold is one number."""
 OTHERS = "others"
@@ -37,6 +39,20 @@ class Point(msgspec.Struct, kw_only=True):
     """Seconds that nine of ten of them waited at most; 0 where none waited."""
     holders: dict[str, float]
     """Leases by process: `worker 3`, or `pid 4711`."""
+
+
+class Recent(msgspec.Struct, kw_only=True):
+    """What was counted within the last minute."""
+
+    seconds: float
+    """How long it really is: less than a minute at first, and after the coordinator was started anew."""
+    requests: int
+    waited: int
+    """Check-outs that found no idle connection."""
+    timeouts: int
+    wait: float
+    hold: float
+    """Seconds that nine of ten waited, and held a connection, at most."""
 
 
 @dataclass
@@ -91,6 +107,7 @@ class History:
         self._points: dict[str, collections.deque[Point]] = {}
         self._gathering: dict[str, _Gathering] = {}
         self._last: dict[str, BudgetStatus] = {}
+        self._minute: dict[str, collections.deque[tuple[float, BudgetStatus]]] = {}
 
     def add(self, at: float, status: RunStatus) -> None:
         """A look, at `at` seconds since 1970. Looks come in order."""
@@ -101,6 +118,7 @@ class History:
                 gathering = self._gathering[name] = _Gathering(at, self._last.get(name, budget))
             gathering.add(budget, _holders(status, name))
             self._last[name] = budget
+            self._remember(at, budget)
         for name, gathering in list(self._gathering.items()):
             if at - gathering.begun >= STEP:
                 del self._gathering[name]
@@ -111,9 +129,36 @@ class History:
             if not points:  # nobody has used it for an hour
                 del self._points[name]
                 self._last.pop(name, None)
+                self._minute.pop(name, None)
 
-    def points(self, database: str) -> list[Point]:
-        return list(self._points.get(database, ()))
+    def _remember(self, at: float, budget: BudgetStatus) -> None:
+        minute = self._minute.setdefault(budget.database, collections.deque())
+        if minute and budget.totals.requests < minute[-1][1].totals.requests:
+            minute.clear()  # the coordinator was started anew: what it counts has nothing to do with what was before
+        minute.append((at, budget))
+        while minute[0][0] < at - MINUTE:
+            minute.popleft()
+
+    def points(self, database: str, after: float = 0.0) -> list[Point]:
+        """Those that end later than `after`."""
+        return [point for point in self._points.get(database, ()) if point.at > after]
+
+    def recent(self) -> dict[str, Recent]:
+        """By database, of those that were looked at twice."""
+        return {name: _recent(minute) for name, minute in self._minute.items() if len(minute) > 1}
+
+
+def _recent(minute: collections.deque[tuple[float, BudgetStatus]]) -> Recent:
+    (begun, first), (at, last) = minute[0], minute[-1]
+    before, now = first.totals, last.totals
+    return Recent(
+        seconds=round(at - begun, 1),
+        requests=since(before.requests, now.requests),
+        waited=since(before.requests_waited, now.requests_waited),
+        timeouts=since(before.timeouts, now.timeouts),
+        wait=quantile(between(before.wait, now.wait), 0.9),
+        hold=quantile(between(before.hold, now.hold), 0.9),
+    )
 
 
 def _holders(status: RunStatus, database: str) -> dict[str, int]:

@@ -33,8 +33,8 @@ PATIENCE = 5.0
 """Seconds to wait for a connection of the budget."""
 SETTLED = 2_000_000
 """Microseconds after which all that has ended at one moment can be seen: what ends is not committed at once."""
-RECENT = 60.0
-"""Seconds over which the throughput is worked out."""
+RECENT = 60_000_000
+"""Microseconds over which the throughput is worked out."""
 
 
 class JobsStatus(msgspec.Struct, kw_only=True):
@@ -43,6 +43,8 @@ class JobsStatus(msgspec.Struct, kw_only=True):
     database: str
     error: str | None = None
     """Why nothing is known."""
+    queues: list[str] = []
+    """Those that this run serves."""
     at: float = 0.0
     """Seconds since 1970, of the look."""
     tasks: list[TaskCounts] = []
@@ -51,8 +53,10 @@ class JobsStatus(msgspec.Struct, kw_only=True):
     """How many of them show signs of life."""
     ended: list[Ended] = []
     """Since this observer looks."""
-    per_second: float = 0.0
-    """Jobs that have ended, over the last minute."""
+    recent: list[Ended] = []
+    """Within the last minute."""
+    recent_seconds: float = 0.0
+    """How long that is: less than a minute at first."""
 
 
 class JobsDatabase:
@@ -66,25 +70,37 @@ class JobsDatabase:
             uri=uri, min_size=0, max_size=max_size, name="observer", conn_timeout=PATIENCE, max_idle=EVERY * 3
         )
         self._lock = asyncio.Lock()
-        self._ended: dict[tuple[str, str, State], Ended] = {}
+        self._changed = asyncio.Event()
+        self._took = 0.0
+        """Seconds that the last look took."""
+        self._ended: list[Ended] = []
         self._since: int | None = None
         """Until which moment of the server's clock it was counted what has ended."""
-        self._counted: list[tuple[float, int]] = []
-        """When how many had ended, of the last minute."""
+        self._recent: list[tuple[int, list[Ended]]] = []
+        """What had ended until which moment of the server's clock, of the last minute."""
+        self.queues: set[str] = set()
+        """Those that are served."""
         self.status = JobsStatus(database=self.database, error="nobody has looked yet")
         self._has_looked = asyncio.Event()
 
     async def watch(self) -> None:
         """Look again and again."""
         while True:
-            begun = time.monotonic()
+            self._changed.clear()
             try:
                 self.status = await self._look()
             except JobsError as error:
-                self.status = JobsStatus(database=self.database, error=str(error), at=time.time(), ended=self._totals)
+                self.status = JobsStatus(
+                    database=self.database, error=str(error), queues=sorted(self.queues), at=time.time(),
+                    ended=self._ended,
+                )  # fmt: skip
             self._has_looked.set()
-            took = time.monotonic() - begun
-            await asyncio.sleep(max(EVERY, took / SHARE))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), max(EVERY, self._took / SHARE))
+
+    def look_soon(self) -> None:
+        """Something was changed: whoever did it wants to see it."""
+        self._changed.set()
 
     async def looked(self) -> None:
         """Wait until it was looked once."""
@@ -93,38 +109,27 @@ class JobsDatabase:
     async def _look(self) -> JobsStatus:
         async with self.opened() as jobs:
             connection, views = jobs.connection, jobs.views
+            begun = time.monotonic()  # from here on: to wait for a connection costs the database nothing
             until = await jobs.store.now(connection) - SETTLED
-            if self._since is not None:
-                for one in await views.ended(connection, self._since, until):
-                    self._count(one)
+            ended = [] if self._since is None else await views.ended(connection, self._since, until)
+            self._ended = _together([*self._ended, *ended])
+            self._recent = [(at, some) for at, some in self._recent if at > until - RECENT] + [(until, ended)]
             self._since = until
-            now = time.monotonic()
-            self._counted = [(at, count) for at, count in self._counted if at > now - RECENT]
-            self._counted.append((now, sum(one.count for one in self._ended.values())))
-            (first_at, first), (last_at, last) = self._counted[0], self._counted[-1]
+            tasks, paused = await views.counts(connection, 0), await views.paused(connection)
             dispatchers = await jobs.dispatchers()
+            self._took = time.monotonic() - begun
             return JobsStatus(
                 database=self.database,
+                queues=sorted(self.queues),
                 at=time.time(),
-                tasks=await views.counts(connection, 0),
-                paused=await views.paused(connection),
+                tasks=tasks,
+                paused=paused,
                 dispatchers=sum(one.unseen < LOST_AFTER * 1e6 for one in dispatchers),
-                ended=self._totals,
-                per_second=round((last - first) / (last_at - first_at), 1) if last_at > first_at else 0.0,
+                ended=self._ended,
+                # What the first look of them found had ended before.
+                recent=_together([one for _, some in self._recent[1:] for one in some]),
+                recent_seconds=(until - self._recent[0][0]) / 1e6,
             )
-
-    def _count(self, more: Ended) -> None:
-        key = more.queue, more.task, more.state
-        before = self._ended.get(key)
-        if before is not None:
-            more = msgspec.structs.replace(
-                more, count=before.count + more.count, ran=before.ran + more.ran, waited=before.waited + more.waited
-            )
-        self._ended[key] = more
-
-    @property
-    def _totals(self) -> list[Ended]:
-        return [self._ended[key] for key in sorted(self._ended)]
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Administration]:
@@ -143,6 +148,18 @@ class JobsDatabase:
 
     async def stop(self) -> None:
         await self._pools.stop()
+
+
+def _together(some: list[Ended]) -> list[Ended]:
+    """One for each queue, task and outcome."""
+    sums: dict[tuple[str, str, State], Ended] = {}
+    for one in some:
+        key = one.queue, one.task, one.state
+        before = sums.get(key)
+        sums[key] = one if before is None else msgspec.structs.replace(
+            one, count=before.count + one.count, ran=before.ran + one.ran, waited=before.waited + one.waited
+        )
+    return [sums[key] for key in sorted(sums)]
 
 
 class JobsError(Exception):

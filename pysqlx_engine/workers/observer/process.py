@@ -96,7 +96,7 @@ async def _main(spec: ObserverSpec, control: socket.socket) -> None:
             while data := control.recv(MESSAGE_LIMIT):
                 message = json.loads(data)
                 if message["op"] == "queue":
-                    watch.add_jobs(message["uri"], message["max_size"])
+                    watch.add_jobs(message["uri"], message["max_size"], message["queues"])
             loop.remove_reader(control)  # the supervisor is gone, and so are we in a moment
 
     loop.add_reader(control, hear)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from ..endpoints import local
 from ..looking import RefusedLookError, look
@@ -77,8 +77,8 @@ class Watch:
             processes = len(self.status.workers) if self.status is not None else 0
             await asyncio.sleep(max(0.0, begun + max(EVERY, processes / PROCESSES_A_SECOND) - time.monotonic()))
 
-    def add_jobs(self, uri: str | None, max_size: int | None) -> None:
-        """There are jobs in this database, or may be."""
+    def add_jobs(self, uri: str | None, max_size: int | None, queues: Iterable[str] = ()) -> None:
+        """There are jobs in this database, or may be; these queues are served."""
         try:
             database = JobsDatabase(uri, max_size)
         except Exception as error:  # noqa: BLE001 - a URI that is none: the workers will say so
@@ -87,6 +87,7 @@ class Watch:
         if database.database not in self.databases:
             self.databases[database.database] = database
             self._watching[database.database] = asyncio.ensure_future(database.watch())
+        self.databases[database.database].queues.update(queues)
 
 
 def joining(run: RunDirectory) -> None:

@@ -72,7 +72,8 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
     async def home(request: Request) -> Response:
         if "token" in request.query_params:  # out of the address: it would stay in the browser's history
             response: Response = RedirectResponse("/", 303)
-            response.set_cookie(access.COOKIE, request.query_params["token"], httponly=True, samesite="strict")
+            # Lax: whoever follows a link to a job, from a chat say, is known as well. Nothing is changed by a GET.
+            response.set_cookie(access.COOKIE, request.query_params["token"], httponly=True, samesite="lax")
             return response
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
 
@@ -142,12 +143,18 @@ def _questions(watch: Watch) -> list[Route]:
                 "run": watch.run.name,
                 "failure": watch.failure if watch.status is None else None,
                 "status": watch.status,
+                "recent": watch.history.recent(),
                 "jobs": [one.status for one in watch.databases.values()],
             }
         )
 
     async def history(request: Request) -> Response:
-        return _json({"points": watch.history.points(request.query_params.get("database", ""))})
+        said = request.query_params
+        try:
+            after = float(said.get("after", "0"))
+        except ValueError:
+            raise _BadRequestError(f"after={said['after'][:40]!r}: seconds since 1970") from None
+        return _json({"points": watch.history.points(said.get("database", ""), after)})
 
     async def jobs(request: Request) -> Response:
         said = request.query_params
@@ -171,9 +178,11 @@ def _questions(watch: Watch) -> list[Route]:
     async def change(request: Request) -> Response:
         id_, verb = _id(request.path_params["id"]), request.path_params["verb"]
         act = {"retry": Administration.retry, "cancel": Administration.cancel}[verb]
-        async with database(request).opened() as admin:
+        where = database(request)
+        async with where.opened() as admin:
             changed: Changed = await admin.transaction(act, admin, [id_])
             await admin.tell()
+        where.look_soon()
         return _json({"done": changed.done, "asked": changed.asked, "reason": changed.unchanged.get(id_)})
 
     async def pause(request: Request) -> Response:
@@ -182,17 +191,19 @@ def _questions(watch: Watch) -> list[Route]:
             check_name("queue", queue)
         except (ValueError, JobError) as error:
             raise _BadRequestError(str(error)) from None
-        async with database(request).opened() as admin:
+        where = database(request)
+        async with where.opened() as admin:
             await admin.set_paused(queue, pause=request.path_params["verb"] == "pause")
+        where.look_soon()
         return _json({"queue": queue, "paused": request.path_params["verb"] == "pause"})
 
     return [
         Route("/api/status", status),
-        Route("/api/history", history),
+        Route("/api/history", _answered(history)),
         Route("/api/jobs", _answered(jobs)),
         Route("/api/jobs/{id}", _answered(job)),
         *(_post(f"/api/jobs/{{id}}/{verb}", change, verb) for verb in ("retry", "cancel")),
-        *(_post(f"/api/queues/{{queue}}/{verb}", pause, verb) for verb in ("pause", "resume")),
+        *(_post(f"/api/queues/{{queue:path}}/{verb}", pause, verb) for verb in ("pause", "resume")),
     ]
 
 
