@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo docs test examples soak chaos lint types layers simulate mutants package bench clean
+.PHONY: help install browser screenshots demo docs test examples soak chaos lint types layers simulate mutants package bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -26,7 +26,14 @@ docs: $(STAMP) ## the documentation as a site, into site/: no link in it is brok
 	$(BIN)/python docs/generate.py build/site-source
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/site-source/mkdocs.yml
 
-test: lint types layers ## lint, types, layering and every test, two files at a time (8 to 11 min)
+browser: $(STAMP) ## the Chromium that tests of the web page need, where there is none (with apt-get, else Playwright's)
+	@command -v chromium chromium-browser google-chrome || apt-get install -y --no-install-recommends chromium \
+	  || $(BIN)/playwright install --with-deps chromium-headless-shell
+
+screenshots: $(STAMP) browser ## the pictures of docs/dashboard.md, from a run of several minutes (MINUTES=15)
+	$(BIN)/python -m tests.observer.screenshots $(or $(MINUTES),15)
+
+test: browser lint types layers ## lint, types, layering and every test, two files at a time (8 to 11 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)

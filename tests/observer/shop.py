@@ -1,6 +1,6 @@
 """A shop at work, for the pictures of the documentation: four workers, too few connections at times, jobs that fail.
 
-    pysqlx-run -w 4 --max-size 12 --name shop --dashboard tests/observer/shop.py
+pysqlx-run -w 4 --max-size 12 --name shop --dashboard tests/observer/shop.py
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def serve_requests(pool: PySQLXEnginePool) -> None:
     running: set[asyncio.Task[None]] = set()
     while True:
         tide = 0.5 - 0.5 * math.cos(time.time() / 240 * 2 * math.pi)
-        rate = 0.1 + 0.9 * tide * (1.5 if WORKER == 2 else 1)
+        rate = 0.1 + 0.7 * tide * (1.5 if WORKER == 2 else 1)
         for _ in range(round(random.expovariate(1 / rate))):
             task = asyncio.ensure_future(request())
             running.add(task)

@@ -137,8 +137,8 @@ def shown(postgres: PostgresServer) -> Iterator[Shown]:
         log = stack.enter_context((directory / "log").open("w"))
         run = stack.enter_context(
             started(
-                directory, "-w", "4", "--max-size", "9", "--name", "shop", "--dashboard", f"127.0.0.1:{port}", "shop.py",
-                PYSQLX_URI=database.uri, COLUMNS="200", stdout=log.fileno(),
+                directory, "-w", "4", "--max-size", "9", "--name", "shop", "--dashboard", f"127.0.0.1:{port}",
+                "shop.py", PYSQLX_URI=database.uri, stdout=log.fileno(),
             )
         )  # fmt: skip
         eventually(lambda: "dashboard at" in (directory / "log").read_text())
@@ -505,7 +505,9 @@ def test_the_keyboard_is_enough(seen: Seen, shown: Shown) -> None:
     expect(dialog.get_by_role("button", name="No, leave it")).to_be_focused()
     for _ in range(4):  # the focus stays within, or goes to the browser's own buttons
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || document.activeElement.closest('dialog') !== null")
+        assert page.evaluate(
+            "document.activeElement === document.body || document.activeElement.closest('dialog') !== null"
+        )
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(pause).to_be_focused()
@@ -554,7 +556,16 @@ def test_it_is_readable_by_day_and_by_night(open_page: Callable[..., Seen]) -> N
     for scheme in ("light", "dark"):
         page = open_page(color_scheme=scheme).page
         expect(row(page, "mail")).to_be_visible()
-        for selector in ("h1", "#health", ".verdict", ".facts dt", "thead th", "tbody a[href]", "tbody button", ".note"):
+        for selector in (
+            "h1",
+            "#health",
+            ".verdict",
+            ".facts dt",
+            "thead th",
+            "tbody a[href]",
+            "tbody button",
+            ".note",
+        ):
             assert contrast(page, selector) >= 4.5, (scheme, selector)
         pictures.append(page.screenshot())
     assert pictures[0] != pictures[1]

@@ -62,13 +62,16 @@ class _Gathering:
     begun: float
     first: BudgetStatus
     """The look before: what is counted since then is this point's."""
+    ended: float = 0.0
+    """The last look."""
     looks: int = 0
     sums: collections.Counter[str] = field(default_factory=collections.Counter)
     holders: collections.Counter[str] = field(default_factory=collections.Counter)
     most_leased: int = 0
     most_waiting: int = 0
 
-    def add(self, budget: BudgetStatus, holders: dict[str, int]) -> None:
+    def add(self, at: float, budget: BudgetStatus, holders: dict[str, int]) -> None:
+        self.ended = at
         self.looks += 1
         for name in ("leased", "in_use", "idle", "waiting"):
             self.sums[name] += getattr(budget, name)
@@ -76,12 +79,12 @@ class _Gathering:
         self.most_leased = max(self.most_leased, budget.leased)
         self.most_waiting = max(self.most_waiting, budget.waiting)
 
-    def point(self, at: float, last: BudgetStatus) -> Point:
+    def point(self, last: BudgetStatus) -> Point:
         named = dict(self.holders.most_common(MOST_HOLDERS))
         rest = self.holders.total() - sum(named.values())
         before, after = self.first.totals, last.totals
         return Point(
-            at=at,
+            at=self.ended,
             size=last.size,
             leased=self._mean(self.sums["leased"]),
             in_use=self._mean(self.sums["in_use"]),
@@ -116,13 +119,13 @@ class History:
             gathering = self._gathering.get(name)
             if gathering is None:
                 gathering = self._gathering[name] = _Gathering(at, self._last.get(name, budget))
-            gathering.add(budget, _holders(status, name))
+            gathering.add(at, budget, _holders(status, name))
             self._last[name] = budget
             self._remember(at, budget)
         for name, gathering in list(self._gathering.items()):
             if at - gathering.begun >= STEP:
                 del self._gathering[name]
-                self._points.setdefault(name, collections.deque()).append(gathering.point(at, self._last[name]))
+                self._points.setdefault(name, collections.deque()).append(gathering.point(self._last[name]))
         for name, points in list(self._points.items()):
             while points and points[0].at < at - SPAN:
                 points.popleft()

@@ -156,8 +156,12 @@ def _together(some: list[Ended]) -> list[Ended]:
     for one in some:
         key = one.queue, one.task, one.state
         before = sums.get(key)
-        sums[key] = one if before is None else msgspec.structs.replace(
-            one, count=before.count + one.count, ran=before.ran + one.ran, waited=before.waited + one.waited
+        sums[key] = (
+            one
+            if before is None
+            else msgspec.structs.replace(
+                one, count=before.count + one.count, ran=before.ran + one.ran, waited=before.waited + one.waited
+            )
         )
     return [sums[key] for key in sorted(sums)]
 

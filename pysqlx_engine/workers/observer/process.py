@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ async def _main(spec: ObserverSpec, control: socket.socket) -> None:
     loop.add_signal_handler(signal.SIGTERM, told.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CHILD_SIGNALS)
     watch = Watch(spec.run)
-    if "PYSQLX_URI" in spec.environment:
+    if os.environ.get("PYSQLX_URI"):  # there may be jobs in it that others serve
         watch.add_jobs(None, None)
     control.setblocking(False)
 

@@ -102,7 +102,7 @@ export const plural = (number, one, many) => `${number.toLocaleString("en")} ${n
 export function duration(seconds) {
   if (seconds < 0.001) return seconds > 0 ? "< 1 ms" : "0";
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
   if (seconds < 120) return `${Math.floor(seconds)} s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
   if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;

@@ -1,0 +1,142 @@
+"""What the observer answers by HTTP: its real processes, asked by httpx."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from pysqlx_engine.workers import JobQueue
+from tests.servers import Database, free_port
+from tests.workers.runs import Run, started
+
+SCRIPT = """
+import time
+from pysqlx_engine import PySQLXEnginePoolSync
+
+with PySQLXEnginePoolSync(name="p") as pool:
+    print("up", flush=True)
+    try:
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        pass
+"""
+TOKEN = "a-secret-of-this-test"
+TAKES_ALL = SCRIPT.replace(
+    '    print("up"', '    taken = [pool.connection().__enter__() for _ in range(2)]\n    print("up"'
+)
+
+
+@contextmanager
+def serving(
+    directory: Path, database: Database, *options: str, text: str = SCRIPT, **environment: str
+) -> Iterator[tuple[Run, httpx.Client]]:
+    """A run with a page, and somebody who asks it."""
+    (directory / "script.py").write_text(text)
+    port = free_port()
+    arguments = ("-w", "2", "--name", "shop", "--dashboard", f"127.0.0.1:{port}", *options, "script.py")
+    with started(directory, *arguments, PYSQLX_URI=database.uri, **environment) as run:
+        run.line_with("up")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+            yield run, client
+        run.send(signal.SIGQUIT)
+        run.wait()
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_health_and_headers_and_what_makes_no_sense(tmp_path: Path, sqlite_db: Database) -> None:
+    queue = JobQueue(sqlite_db.uri)
+
+    @queue.task
+    def note(text: str) -> None: ...
+
+    ids = [note.options(queue="a/b").enqueue_sync(text=str(number)) for number in range(3)]
+    with serving(tmp_path, sqlite_db) as (_, client):
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/healthz").text == "ok\n"
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        for answer in (page, client.get("/static/app.js"), client.get("/api/status"), client.get("/nothing")):
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+        for path in ("/", "/api/status", "/api/jobs", "/metrics", "/static/app.js"):
+            assert client.get(path, headers={"Host": "evil.example"}).status_code == 403, path
+        assert client.get("/static/../web.py").status_code == 404
+
+        for path in ("/api/jobs/0", "/api/jobs/x", "/api/jobs/1e3", f"/api/jobs/{2**63}", "/api/jobs?before=-1"):
+            assert client.get(path).status_code == 400, path
+        assert client.get("/api/jobs?state=lost").json() == {
+            "error": "state 'lost': there are scheduled, available, running, retrying, completed, discarded, cancelled"
+        }
+        assert client.get("/api/history?after=now").status_code == 400
+        assert client.get("/api/jobs?database=another").json() == {"error": "no job queue in another"}
+        assert client.get("/api/jobs/4711").status_code == 404
+        assert client.post("/api/jobs/4711/retry").json() == {"done": 0, "asked": 0, "reason": "does not exist"}
+        assert client.post("/api/queues/%00/pause").status_code == 400
+        for path in (f"/api/jobs/{ids[0]}/retry", "/api/queues/mail/pause"):
+            assert client.get(path).status_code == 405, path
+            assert client.post(path, headers={"Origin": "http://evil.example"}).status_code == 403, path
+
+        assert [job["id"] for job in client.get("/api/jobs").json()["jobs"]] == ids[::-1]
+        assert client.get(f"/api/jobs?before={ids[1]}").json() == {
+            "jobs": [job for job in client.get("/api/jobs").json()["jobs"] if job["id"] == ids[0]], "before": None
+        }  # fmt: skip
+        one = client.get(f"/api/jobs/{ids[0]}").json()
+        assert (one["queue"], one["args"], one["may"]) == ("a/b", '{"text":"0"}', ["cancel"])
+        assert client.post(f"/api/jobs/{ids[0]}/cancel").json() == {"done": 1, "asked": 0, "reason": None}
+        assert client.get(f"/api/jobs/{ids[0]}").json()["may"] == ["retry"]
+        assert client.post(f"/api/jobs/{ids[0]}/retry").json()["done"] == 1
+        assert client.post("/api/queues/a%2Fb/pause").json() == {"queue": "a/b", "paused": True}
+        eventually(lambda: [one["name"] for one in client.get("/api/status").json()["jobs"][0]["paused"]] == ["a/b"])
+        assert client.post("/api/queues/a%2Fb/resume").json() == {"queue": "a/b", "paused": False}
+
+
+def test_a_token_is_needed_where_there_is_one(tmp_path: Path, sqlite_db: Database) -> None:
+    with serving(tmp_path, sqlite_db, PYSQLX_DASHBOARD_TOKEN=TOKEN) as (_, client):
+        for path in ("/", "/static/app.js", "/api/status", "/metrics"):
+            assert client.get(path).status_code == 401, path
+            assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
+        assert client.post("/api/queues/mail/pause").status_code == 401
+        for path in ("/healthz", "/readyz"):
+            assert client.get(path).status_code in {200, 503}, "a probe has none"
+        assert client.get("/api/status", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+        answer = client.get("/?token=wrong")
+        assert answer.status_code == 401
+        assert not client.cookies
+        answer = client.get(f"/?token={TOKEN}")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert client.get("/").status_code == 200
+        assert client.get("/api/status").json()["run"] == "shop"
+
+
+def test_without_job_tables_the_reason_is_said(tmp_path: Path, postgresql_db: Database) -> None:
+    with serving(tmp_path, postgresql_db) as (_, client):
+        for answer in (client.get("/api/jobs"), client.get("/api/jobs/1"), client.post("/api/queues/mail/pause")):
+            assert answer.status_code == 503
+            assert "pysqlx-ctl jobs migrate" in answer.json()["error"]
+        assert "migrate" in client.get("/api/status").json()["jobs"][0]["error"]
+
+
+def test_where_the_budget_is_used_up_the_reason_is_said(tmp_path: Path, sqlite_db: Database) -> None:
+    Path(sqlite_db.uri.removeprefix("sqlite:")).touch()
+    text = TAKES_ALL.replace('name="p"', 'name="p", min_size=0')
+    with serving(tmp_path, sqlite_db, "-w", "1", "--coordinator", "--max-size", "2", text=text) as (_, client):
+        answer = client.get("/api/jobs")
+        assert answer.status_code == 503
+        assert "budget 2/2 leased" in answer.json()["error"]
