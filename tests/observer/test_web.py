@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import httpx
 from pysqlx_engine.workers import JobQueue
 from tests.servers import Database, free_port
 from tests.workers.runs import Run, started
+
+from .waiting import eventually
 
 SCRIPT = """
 import time
@@ -45,13 +46,6 @@ def serving(
             yield run, client
         run.send(signal.SIGQUIT)
         run.wait()
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_health_and_headers_and_what_makes_no_sense(tmp_path: Path, sqlite_db: Database) -> None:

@@ -137,14 +137,19 @@ class JobsDatabase:
         if self._path is not None and not os.path.exists(self._path):  # to connect would make it
             raise JobsError(f"there is no file {self._path}")
         try:
-            async with self._lock:
-                pool = await self._pools.for_tasks()
-                async with pool.connection() as connection:
-                    dialect = replace(dialect_of(connection), migrates_by_itself=False)
-                    await prepare(connection, dialect)
-                    yield Administration(connection, dialect)
+            await asyncio.wait_for(self._lock.acquire(), PATIENCE)
+        except TimeoutError:
+            raise JobsError(self.status.error or f"another look at the jobs takes more than {PATIENCE:.0f} s") from None
+        try:
+            pool = await self._pools.for_tasks()
+            async with pool.connection() as connection:
+                dialect = replace(dialect_of(connection), migrates_by_itself=False)
+                await prepare(connection, dialect)
+                yield Administration(connection, dialect)
         except (PySQLXError, PoolError, JobError, SettingsError) as error:
             raise JobsError(str(error)) from None
+        finally:
+            self._lock.release()
 
     async def stop(self) -> None:
         await self._pools.stop()

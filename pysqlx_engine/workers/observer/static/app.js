@@ -5,12 +5,13 @@ import { jobList, jobPage } from "./jobs.js";
 import { overview } from "./overview.js";
 
 const EVERY = 1000;
-const SILENCE = 3000; // milliseconds without an answer, before that is said
+const SILENCE = 3; // ticks without an answer, before that is said: a machine that slept has not been silent
+const SILENT = "the observer of the run does not answer";
 
 const main = document.getElementById("main");
 let view = null, shown = null;
 let status = null; // the last answer; what a run says no more is kept from the one before
-let answered = performance.now(), failure = null, asking = false, trouble = "", health = "";
+let answered = performance.now(), ticks = 0, failure = null, asking = false, trouble = "", health = "";
 
 // -- views ------------------------------------------------------------------------------------------------------------
 
@@ -65,16 +66,17 @@ function tellHealth() {
 // -- looking ----------------------------------------------------------------------------------------------------------
 
 async function look() {
-  if (asking || document.hidden) return;
+  if (asking) return;
   asking = true;
   try {
     const answer = await api("/api/status");
     failure = answer.failure;
+    ticks = 0;
     if (failure === null) answered = performance.now();
     status = failure === null ? answer : { ...answer, status: status?.status ?? null, recent: status?.recent ?? {} };
     render();
   } catch (error) {
-    failure = error.status ? error.message : "the observer of the run does not answer";
+    failure = error.status ? error.message : SILENT;
   } finally {
     asking = false;
   }
@@ -85,7 +87,7 @@ function tellSilence() {
   const silent = performance.now() - answered;
   const since = `no answer since ${duration(silent / 1000)}`;
   const line = document.getElementById("trouble");
-  const now = failure !== null ? failure : silent > SILENCE ? "the observer of the run does not answer" : "";
+  const now = failure !== null ? failure : ticks > SILENCE ? SILENT : "";
   setText(line, now && `✗ ${since}: ${now}. ${status?.status ? "What is shown is as old." : ""}`);
   line.hidden = !now;
   document.body.classList.toggle("old", Boolean(now));
@@ -95,7 +97,7 @@ function tellSilence() {
 
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
-  answered = performance.now(); // nobody has asked meanwhile
+  [answered, ticks] = [performance.now(), 0]; // nobody has asked meanwhile
   look();
 });
 document.getElementById("skip").addEventListener("click", (event) => {
@@ -106,6 +108,8 @@ window.addEventListener("hashchange", route);
 route();
 look();
 setInterval(() => {
+  if (document.hidden) return;
+  ticks++;
   look();
   tellSilence();
 }, EVERY);

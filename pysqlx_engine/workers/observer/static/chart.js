@@ -60,8 +60,9 @@ export function chart(database) {
     kinds.append(h("label", {}, radio, text));
   }
   const rows = table(`The last hour of ${database}, the newest first`, [
-    ["Until"], ["Size", "number"], ["Leased", "number"], ["In use", "number"], ["Idle", "number"], ["Waiting", "number"],
-    ["At most", "number"], ["Wait p90", "number"], ["Timed out", "number"], ["Leases by process"],
+    ["Until"], ["Size", "number"], ["Leased", "number"], ["In use", "number"], ["Idle", "number"],
+    ["Waiting", "number"], ["At most", "number"], ["Wait p90", "number"], ["Timed out", "number"],
+    ["Leases by process"],
   ]);
   rows.box.classList.add("tall");
   const details = h("details", { ontoggle: list }, h("summary", {}, "The same as a table"), rows.box);

@@ -145,7 +145,8 @@ function queuesSection({ database, several }) {
   node.update = ({ jobs, now }) => {
     const known = jobs.error === null;
     const dispatchers = plural(jobs.dispatchers, "dispatcher", "dispatchers");
-    setText(note, known ? `${dispatchers} at work; seen ${ago(Math.floor(now - jobs.at))}` : `Not known: ${jobs.error}`);
+    const seen = ago(Math.floor(now - jobs.at));
+    setText(note, known ? `${dispatchers} at work; seen ${seen}` : `Not known: ${jobs.error}`);
     setAttribute(note, "class", known && (jobs.dispatchers || !jobs.tasks.length) ? "note" : "note bad");
     of.box.hidden = !known && !of.body.children.length;
     if (known) keyed(of.body, queueRows(jobs), (one) => one.key, (one) => queueRow(of, one, database));
