@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console, Group
 
 from pysqlx_engine.workers.jobs.life import State
-from pysqlx_engine.workers.jobs.views import TaskCounts
+from pysqlx_engine.workers.jobs.views import Ended, TaskCounts
 from pysqlx_engine.workers.messages import Totals
 from pysqlx_engine.workers.observer.jobs import JobsStatus
 from pysqlx_engine.workers.observer.screen import Seen, screen
@@ -129,7 +129,8 @@ def test_jobs_are_shown_by_task_the_busiest_first() -> None:
         TaskCounts(queue="mail", task="send", states={State.AVAILABLE: 3}, held=0, oldest_waits=2.5),
         TaskCounts(queue="mail", task="x" * 60, states={State.AVAILABLE: 1_200_000}, held=0, oldest_waits=None),
     ]
-    jobs = JobsStatus(database=SHOP, tasks=tasks, per_second=48.06, dispatchers=1)
+    ended = Ended(queue="mail", task="send", state=State.COMPLETED, count=2403, ran=0.0, waited=0.0)
+    jobs = JobsStatus(database=SHOP, tasks=tasks, recent=[ended], recent_seconds=50.0, dispatchers=1)
     text = lines(Seen("shop", run(budget()), jobs=[jobs]))
     assert "jobs  48.1 ended/s, 1 dispatcher" in text
     assert re.match(r"mail +x+… +1,200,000 +0 +0 +0 +-", text[-2])

@@ -58,6 +58,11 @@ class JobsStatus(msgspec.Struct, kw_only=True):
     recent_seconds: float = 0.0
     """How long that is: less than a minute at first."""
 
+    @property
+    def per_second(self) -> float:
+        """Jobs that have ended."""
+        return sum(one.count for one in self.recent) / self.recent_seconds if self.recent_seconds else 0.0
+
 
 class JobsDatabase:
     """`uri` and `max_size` as the queue's pools have them; None: as the settings say."""
@@ -89,9 +94,9 @@ class JobsDatabase:
             self._changed.clear()
             try:
                 self.status = await self._look()
-            except JobsError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
                 self.status = JobsStatus(
-                    database=self.database, error=str(error), queues=sorted(self.queues), at=time.time(),
+                    database=self.database, error=str(error) or repr(error), queues=sorted(self.queues), at=time.time(),
                     ended=self._ended,
                 )  # fmt: skip
             self._has_looked.set()

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 
 from ..endpoints import local
-from ..looking import RefusedLookError, look
+from ..looking import look
 from ..rundir import RunDirectory
 from ..status import RunStatus
 from .history import History
@@ -66,7 +66,7 @@ class Watch:
             begun = time.monotonic()
             try:
                 status = await asyncio.to_thread(look, self.run, TIMEOUT)
-            except (OSError, ValueError, RefusedLookError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
                 self.status, self.failure = None, f"the run {self.run.name} does not answer: {error}"
             else:
                 self.status = status
