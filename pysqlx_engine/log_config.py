@@ -1,7 +1,9 @@
-"""`LOG_CONFIG`: four switches for what is logged and how errors read, in code and by environment."""
+"""`LOG_CONFIG`: four switches for what is logged and how errors read, in code and by environment. And the loggers: one
+for each part that docs speak of, below `pysqlx_engine`."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -10,13 +12,46 @@ import re
 from typing import TYPE_CHECKING
 
 from .errors import PySQLXError, SettingsError
+from .masking import mask_uris
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LOG_CONFIG", "LogConfig", "logger"]
+__all__ = ["LEVELS", "LOG_CONFIG", "PARTS", "LogConfig", "log_levels"]
 
-logger = logging.getLogger("pysqlx_engine")
+PARTS = ("supervisor", "coordinator", "observer", "pool", "jobs", "sql")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+DEFAULT_LEVELS = "warning,supervisor=info"
+
+
+def log_levels(text: str) -> dict[str, int]:
+    """`info,pool=debug` as levels by part; that of `""` is for all that is not named. What `text` leaves open is as in
+    `DEFAULT_LEVELS`, but a level without a part is one for all parts. Raises ValueError."""
+    levels: dict[str, int] = {}
+    for entry in [*DEFAULT_LEVELS.split(","), *sorted(text.lower().split(","), key=lambda entry: "=" in entry)]:
+        part, equals, level = (word.strip() for word in entry.rpartition("="))
+        if level not in LEVELS or part not in (PARTS if equals else ("",)):
+            raise ValueError(f"{entry.strip()!r} is no level, and no part with a level")
+        if not equals:
+            levels.clear()
+        levels[part] = getattr(logging, level.upper())
+    return levels
+
+
+def _nothing_secret(record: logging.LogRecord) -> bool:
+    """Not all that we log is our own text: there are errors of hooks and of handlers."""
+    with contextlib.suppress(Exception):  # what cannot be shown is reported by the handler
+        text = record.getMessage()
+        shown = mask_uris(text)
+        if shown is not text and shown != text:
+            record.msg, record.args = shown, ()
+    return True
+
+
+for _part in PARTS:
+    logging.getLogger(f"pysqlx_engine.{_part}").addFilter(_nothing_secret)
+
+logger = logging.getLogger("pysqlx_engine.sql")
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -44,7 +79,7 @@ class LogConfig:
     """The switches. Each is a bool, False by default, and starts with the environment variable of its name.
 
     Allowed values, in code and in the environment, are true and false in the usual words (1/0, true/false, yes/no,
-    on/off); anything else is a SettingsError. Log lines go to the logger `pysqlx_engine`.
+    on/off); anything else is a SettingsError. Log lines go to the logger `pysqlx_engine.sql`.
     """
 
     PYSQLX_DEV_MODE = _Switch()

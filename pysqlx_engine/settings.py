@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingsError
-from .log_config import LOG_CONFIG
+from .log_config import DEFAULT_LEVELS, LEVELS, LOG_CONFIG, PARTS, log_levels
 from .system import SOCKET_PATH_LIMIT
 
 __all__ = [
@@ -149,8 +149,27 @@ class JoinSettings(_Settings):
     """The keys of connections over tcp://. Without them a coordinator listens, and is joined, only on loopback."""
 
 
+def _check_levels(text: str) -> str:
+    log_levels(text)
+    return text
+
+
 class CoordinatorSettings(JoinSettings):
     """What a coordinator is told."""
+
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="text (for people) or json (one JSON object a line)")
+    ] = "text"
+    log_level: Annotated[
+        str,
+        AfterValidator(_check_levels),
+        Field(
+            description="LEVEL, PART=LEVEL or several of them with commas between, such as info,pool=debug; "
+            f"levels are {', '.join(LEVELS)}; parts are {', '.join(PARTS)}"
+        ),
+    ] = DEFAULT_LEVELS
+    """From which level on lines are logged. A level without a part is for all that is not named, scripts' own loggers
+    too, as long as the script says nothing else."""
 
     bind: Annotated[
         str | None,

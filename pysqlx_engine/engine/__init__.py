@@ -1,8 +1,9 @@
 """One connection to a database."""
 
+from ..masking import mask_uri
 from .connection import IsolationLevel, PySQLXEngine, PySQLXEngineSync
 from .rows import BaseRow
-from .uri import DatabaseURI, Provider, mask_uri, parse_uri
+from .uri import DatabaseURI, Provider, parse_uri
 
 __all__ = [
     "BaseRow",

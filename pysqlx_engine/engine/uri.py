@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import ConnectError
+from ..masking import mask_uri
 
 Provider = Literal["postgresql", "mysql", "sqlserver", "sqlite"]
 
@@ -87,37 +88,9 @@ def with_option(uri: DatabaseURI, key: str, value: str) -> DatabaseURI:
     return replace(uri, driver_uri=f"{base}?{options}{key}={quote(value, safe='')}")
 
 
-_OPTION = re.compile(r"([?&])([^=&]*)=([^&]*)")
-_SECRET = re.compile(r"(?i)password|passwd|pwd|secret|token|^key$")
-_SECRET_PROPERTY = re.compile(r"(?i)(;[^=;]*(?:password|pwd|secret|token)[^=;]*=)(?:\s*\{(?:[^}]|\}\})*\}?|[^;]*)")
-# What stands for a SQL Server's port and is no number may be a password, e.g. of a URI written as for PostgreSQL.
-_NO_PORT = re.compile(r"(?i)^((?:jdbc:)?sqlserver://[^;]*?:)(?!\d{1,5}\s*(?:;|$))[^;\]]+(?=;|$)")
 # A password that begins with digits looks like a port, up to the / or ? or # in it. After a ?, an @ may be in an
 # option, as long as no path follows.
 _CUT_PASSWORD = re.compile(r"//[^/?#@]*:\d*(?:/[^?#@]*@|[/?#][^=@]*@|#[^@]*@|\?[^@]*@[^@?#]*/)")
-
-
-def mask_uri(text: str) -> str:
-    """`text`, a URI or what was meant to be one, with *** for every password in it.
-
-    It would rather hide too much than too little: where a password's end cannot be told (an unescaped / or ? or @ in
-    it), everything up to the last @ is hidden.
-    """
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "", text
-    if scheme.lower() not in ("sqlite", "file") and not text.lower().startswith(("sqlite:", "file:")):
-        credentials, at, server = rest.rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        if at and colon:
-            rest = f"{user}:***@{server}"
-    shown = _NO_PORT.sub(r"\1***", f"{scheme}{separator}{rest}")
-    return _SECRET_PROPERTY.sub(r"\1***", _OPTION.sub(_mask_option, shown))
-
-
-def _mask_option(option: re.Match[str]) -> str:
-    before, key, value = option.groups()
-    return f"{before}{key}={'***' if _SECRET.search(unquote(key)) else value}"
 
 
 def _invalid(text: str, reason: str) -> ConnectError:

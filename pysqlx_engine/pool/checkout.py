@@ -11,7 +11,7 @@ from .background import background
 from .core import ConnInfo
 from .face import PoolFace
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 ids = itertools.count(1)
 

@@ -13,7 +13,7 @@ from .core import OURSELVES
 if TYPE_CHECKING:
     from .runtime import PoolRuntime
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 LOST_AFTER = 0.1
 """Seconds in use after which it is asked whether anybody still has a connection."""

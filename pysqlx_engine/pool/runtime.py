@@ -45,7 +45,7 @@ from .outage import Outage
 from .stats import Counters, PoolStats
 from .upkeep import Upkeep
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 P = ParamSpec("P")
 T = TypeVar("T")

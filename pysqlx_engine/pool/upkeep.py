@@ -26,7 +26,7 @@ from .config import PoolConfig
 from .core import ConnInfo
 from .hooks import Hooks, call_hook
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 OPEN_TIMEOUT = 75.0
 """Seconds after which an attempt to connect is given up: more than the driver's connect_timeout (5 s) and the wait for

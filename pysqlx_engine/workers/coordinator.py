@@ -62,7 +62,7 @@ from .status import BudgetStatus, Health, PoolStatus, RunStatus, TotalsStatus, W
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.coordinator")
 
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""
@@ -535,7 +535,6 @@ def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
 
     Raises `CannotServeError`. To be called from the main thread, for the signals.
     """
-    logging.basicConfig(format="%(message)s")
     # Two descriptors for each process, one for each database: as many as we may have.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(OSError, ValueError):

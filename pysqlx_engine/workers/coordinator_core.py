@@ -17,7 +17,7 @@ from .messages import MOST_LEASES, VERSION, FromCoordinator, FromProcess, Hello
 from .orphans import Kernel, Orphans
 from .rates import LogBound
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.coordinator")
 
 JOURNAL_AGAIN = 0.2
 """Seconds between two attempts to write the journal, while the disk is full."""

@@ -236,6 +236,7 @@ def _run_coordinator(options: argparse.Namespace) -> None:
     try:
         settings = load_standalone_settings(options.settings, name=options.name, max_size=options.max_size,
             bind=options.bind, curve_keys=options.curve_keys, term=options.term,
+            log_format=options.log_format, log_level=options.log_level,
         )  # fmt: skip
         run_coordinator(settings, lambda told: _say("\n".join(map("=".join, told.items()))))
     except SettingsError as error:
@@ -309,6 +310,12 @@ def _parser() -> argparse.ArgumentParser:
         "--term",
         metavar="SECONDS",
         help="without a sign of life until a process of another host counts as dead, 2 to 300 [PYSQLX_TERM, default 6]",
+    )
+    coordinator.add_argument(
+        "--log-format", metavar="FORMAT", help="of what it logs, text or json [PYSQLX_LOG_FORMAT, default text]"
+    )
+    coordinator.add_argument(
+        "--log-level", metavar="LEVELS", help="from which on it logs [PYSQLX_LOG_LEVEL, default warning]"
     )
     coordinator.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
     coordinator.set_defaults(command=_run_coordinator)

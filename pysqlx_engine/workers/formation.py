@@ -10,6 +10,7 @@ replaced stays until the one that takes its place is *up*. Else two of them woul
 from __future__ import annotations
 
 import enum
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -130,6 +131,7 @@ class End(NamedTuple):
 
 class Say(NamedTuple):
     text: str
+    level: int = logging.WARNING
 
 
 class GiveUp(NamedTuple):
@@ -258,7 +260,7 @@ class Formation:
             place.restart_at = now + decision.delay
             yield Say(f"worker {place.number} {how}; starting it again in {decision.delay:.1f} s")
         elif decision.verdict is Verdict.GIVE_UP:
-            yield Say(f"worker {place.number} {how}, {too_often()}")
+            yield Say(f"worker {place.number} {how}, {too_often()}", logging.ERROR)
             yield GiveUp()
         elif place.failed:
             yield Say(f"worker {place.number} {how}")
@@ -270,7 +272,7 @@ class Formation:
         place = self.place_of(pid)
         if self.stopping or place is None or place.process != pid or not self._replaceable(place):
             return  # it will ask again
-        yield Say(f"worker {place.number} {reason}: another one takes its place")
+        yield Say(f"worker {place.number} {reason}: another one takes its place", logging.INFO)
         yield from self._replace(place)
 
     def _replaceable(self, place: Place) -> bool:
@@ -305,7 +307,7 @@ class Formation:
             return
         self._generation += 1
         self._reloading = True
-        yield Say(f"reloading {len(self.staying)} workers")
+        yield Say(f"reloading {len(self.staying)} workers", logging.INFO)
         for place in self.staying:
             if place.restart_at is not None or place.waits_for_change:  # what it waits for may be mended now
                 place.policy = RestartPolicy(self._mode)
@@ -319,7 +321,7 @@ class Formation:
         old = [place for place in self.staying if place.generation < self._generation and place.process is not None]
         if not old:
             self._reloading = False
-            yield Say("reloaded")
+            yield Say("reloaded", logging.INFO)
             return
         if not self._shared_budget and any(place.retired for place in old):
             return

@@ -19,7 +19,7 @@ from ..system import start_time
 from .ledger import PoolKey, Record
 from .messages import HeldLease
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.coordinator")
 
 COMPACT_AFTER = 20_000
 """Lines after which the journal is written anew with what still counts."""

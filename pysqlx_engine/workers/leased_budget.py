@@ -45,7 +45,7 @@ from .messages import (
     Totals,
 )
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 LOOK_AGAIN = 0.02
 """Seconds between two looks of a process on its own at what time alone changes, while somebody waits."""

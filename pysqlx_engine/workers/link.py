@@ -31,7 +31,7 @@ from .membership import Identity, Membership
 from .messages import MAX_MESSAGE, decode_from_coordinator, encode
 from .rates import LogBound
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 _CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
 _DISCONNECTED = zmq.Event.DISCONNECTED

@@ -48,7 +48,7 @@ from .messages import (
     encode,
 )
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.pool")
 
 SPREAD = 0.1
 """Seconds over which the processes of a restarted coordinator spread their return."""

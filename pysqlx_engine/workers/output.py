@@ -17,11 +17,11 @@ import select
 import selectors
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..system import nonblocking_pipe
 
-__all__ = ["Pump", "line_prefix", "log_to"]
+__all__ = ["Pump", "Wrapper", "line_prefix", "log_to"]
 
 _CHUNK = 64 * 1024
 _LINE_LIMIT = 1024 * 1024
@@ -41,6 +41,10 @@ def log_to(path: str) -> None:
         os.close(descriptor)
 
 
+Wrapper = Callable[[bytes], bytes]
+"""Makes a line, without its end, what is written of it."""
+
+
 def line_prefix(name: str, color: int, destination: int, environment: Mapping[str, str]) -> bytes:
     """`[name] `, coloured when `destination` is a terminal and `NO_COLOR` is not set."""
     text = f"[{name}] "
@@ -50,9 +54,9 @@ def line_prefix(name: str, color: int, destination: int, environment: Mapping[st
 
 
 class _Stream:
-    """One child's pipe: bytes in, whole prefixed lines out."""
+    """One child's pipe: bytes in, whole lines out, each with its prefix or wrapped."""
 
-    def __init__(self, descriptor: int, prefix: bytes) -> None:
+    def __init__(self, descriptor: int, prefix: bytes | Wrapper) -> None:
         self.descriptor = descriptor
         self._prefix = prefix
         self._partial = bytearray()
@@ -71,14 +75,17 @@ class _Stream:
             return b""
         lines = bytes(self._partial[: end or None])
         del self._partial[: end or None]
-        return self._with_prefix(lines)
+        return self._dressed(lines)
 
     def rest(self) -> bytes:
         """The last line, which never got its end."""
-        return self._with_prefix(bytes(self._partial)) if self._partial else b""
+        return self._dressed(bytes(self._partial)) if self._partial else b""
 
-    def _with_prefix(self, lines: bytes) -> bytes:
-        return b"".join(self._prefix + line + b"\n" for line in lines.removesuffix(b"\n").split(b"\n"))
+    def _dressed(self, text: bytes) -> bytes:
+        lines, prefix = text.removesuffix(b"\n").split(b"\n"), self._prefix
+        if isinstance(prefix, bytes):
+            return b"".join(prefix + line + b"\n" for line in lines)
+        return b"".join(prefix(line) + b"\n" for line in lines)
 
 
 class Pump:
@@ -95,7 +102,7 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name=f"output-{destination}", daemon=True)
         self._thread.start()
 
-    def add(self, descriptor: int, prefix: bytes) -> None:
+    def add(self, descriptor: int, prefix: bytes | Wrapper) -> None:
         """Copy what comes out of `descriptor` until its end. The pump closes it."""
         os.set_blocking(descriptor, False)
         self._added.append(_Stream(descriptor, prefix))

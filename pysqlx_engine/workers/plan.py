@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .logs import LogSpec
+
 if TYPE_CHECKING:
     from .formation import Restart
     from .observer.spec import Listening
@@ -46,6 +48,7 @@ class RunPlan:
     """How many files a script may have open (RLIMIT_NOFILE), whatever we need ourselves."""
     environment: Callable[[], dict[str, str]] = field(default=dict, repr=False)
     """Reads what the workers get besides our own environment, also from the settings file. It may hold a password."""
+    logs: LogSpec = field(default_factory=LogSpec)
     log_file: str | None = None
     """Where all that is printed goes, opened anew when we are told."""
     listening: Listening | None = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from ..system import has
+from .logs import LogSpec, set_up
 
 if TYPE_CHECKING:
     import socket
@@ -51,12 +52,14 @@ STEERING_SIGNALS = frozenset({signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, sig
 def coordinator_main(
     supervisor: int,
     config: CoordinatorConfig,
+    logs: LogSpec,
     ready: Connection,
     stdout: Connection | None,
     stderr: Connection | None,
 ) -> None:
     """The whole life of a coordinator that a supervisor started."""
     become_child("pysqlx-run: coordinator", supervisor, stdout, stderr)
+    set_up(logs, "coordinator")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CHILD_SIGNALS)
     from . import coordinator  # ZeroMQ, which no other child needs before its first pool
@@ -69,6 +72,7 @@ def dispatcher_main(
 ) -> None:
     """The whole life of a dispatcher of jobs."""
     become_child(f"pysqlx-run: {spec.name}", spec.supervisor, stdout, stderr)
+    set_up(spec.logs, spec.name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(spec.environment)
     from .jobs import dispatcher_process  # asyncio and the driver, which the supervisor does not need
@@ -81,6 +85,7 @@ def observer_main(
 ) -> None:
     """The whole life of an observer."""
     become_child("pysqlx-run: observer", spec.supervisor, stdout, stderr)
+    set_up(spec.logs, "observer")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(spec.environment)
     from .observer import process  # the web server, which nobody else needs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import re
 import signal
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         need_posix("this command")
     except SettingsError as error:
         _parser().parse_args(argv)  # --help helps everywhere
-        return _fail(2, error)
+        return _fail(2, error, "", None)
     from .process import STEERING_SIGNALS, open_standard_streams  # which needs what we have by now
 
     open_standard_streams()
@@ -92,25 +93,34 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the supervisor takes it, it ends us, without a traceback
     parser = _parser()
     options = parser.parse_args(_with_address(parser, sys.argv[1:] if argv is None else argv))
+    settings: RunSettings | None = None
     try:
-        return _run(options)
+        settings = _settings(options)
+        return _run(options, settings)
     except SettingsError as error:
-        return _fail(2, error)
+        return _fail(2, error, options.script, settings)
     except _BootFailureError as error:
-        return _fail(3, error)
+        return _fail(3, error, options.script, settings)
 
 
-def _fail(status: int, error: Exception) -> int:
-    print(f"pysqlx-run: {error}", file=sys.stderr)  # noqa: T201 - this is the command's voice
+def _fail(status: int, error: Exception, script: str, settings: RunSettings | None) -> int:
+    """`settings`: None where it is they that are not right."""
+    text = f"pysqlx-run: {error}"
+    if settings is not None and settings.log_format == "json":
+        from .logs import LogSpec, Voice
+        from .rundir import default_name
+
+        logs = LogSpec(settings.name or default_name(script), "json")
+        line = Voice(logs, "supervisor").line(str(error), logging.ERROR) or b""
+        text = line.decode().rstrip("\n")
+    print(text, file=sys.stderr)  # noqa: T201 - this is the command's voice
     return status
 
 
-def _run(options: argparse.Namespace) -> int:
-    import resource
+def _settings(options: argparse.Namespace) -> RunSettings:
+    from ..settings import load_run_settings
 
-    from ..settings import load_run_settings, worker_environment
-
-    settings = load_run_settings(
+    return load_run_settings(
         options.settings,
         workers=options.workers,
         max_size=options.max_size,
@@ -126,14 +136,24 @@ def _run(options: argparse.Namespace) -> int:
         curve_keys=options.curve_keys,
         term=options.term,
         log_file=options.log_file,
+        log_format=options.log_format,
+        log_level=options.log_level,
         reload=options.reload,
         dashboard=options.dashboard,
         metrics=options.metrics,
     )
+
+
+def _run(options: argparse.Namespace, settings: RunSettings) -> int:
+    import resource
+
+    from ..settings import worker_environment
+
     target = _target(options.script, options.args)
     _check(target)
     uvloop = _wants_uvloop(settings)
 
+    from .logs import LogSpec
     from .plan import RunPlan
     from .rundir import RunDirectoryError, default_name, run_directory
     from .supervisor import Supervisor
@@ -179,12 +199,15 @@ def _run(options: argparse.Namespace) -> int:
             max_size=options.max_size,
             curve_keys=options.curve_keys if joins else None,
         ),
+        logs=LogSpec(name, settings.log_format, settings.log_level),
         log_file=settings.log_file,
         listening=listening,
         watched=_watched(target) if settings.reload else None,
         watched_too=[Path(file) for file in (options.settings or os.environ.get("PYSQLX_SETTINGS"),) if file],
     )
     _allow_open_files(plan)
+    if not settings.prefix and settings.log_format == "json":
+        raise SettingsError("--no-prefix: with --log-format json the lines of all go through one hand that wraps them")
     if settings.log_file is not None:
         _log_to(settings)
     try:
@@ -345,6 +368,8 @@ def _parser() -> _Parser:
     option("--max-jobs", metavar="N", text="replace a worker that has run so many jobs of a queue")
     option("--max-memory", metavar="MIB", text="replace a worker of a queue that uses so much memory")
     option("--log-file", metavar="FILE", text="where all that is printed goes, instead of the terminal")
+    option("--log-format", metavar="FORMAT", text="how it is written")
+    option("--log-level", metavar="LEVELS", text="from which level on")
     parser.add_argument(
         "--reload",
         action="store_true",

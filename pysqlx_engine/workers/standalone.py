@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 
 from ..settings import StandaloneSettings
 from .endpoints import listening, local
+from .logs import LogSpec, set_up
 from .process import open_standard_streams
 from .rundir import RunDirectoryError, run_directory
 
@@ -37,6 +38,7 @@ def run_coordinator(settings: StandaloneSettings, announce: Callable[[dict[str, 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     setproctitle(f"pysqlx-ctl: coordinator {settings.name}")
+    set_up(LogSpec(settings.name, settings.log_format, settings.log_level), "coordinator")
     directory = run_directory(settings.name)
     if settings.bind is not None:
         listening(settings.bind, settings.curve_keys)  # what is not safe is refused before anything is claimed

@@ -8,6 +8,7 @@ decided by `formation`, which knows no processes and no clock.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import selectors
@@ -46,9 +47,10 @@ from .formation import (
     too_often,
 )
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
+from .logs import Source, Voice, wrap
 from .messages import Totals
 from .observer.spec import ObserverSpec, shown
-from .output import Pump, line_prefix, log_to
+from .output import Pump, Wrapper, line_prefix, log_to
 from .plan import RunPlan
 from .process import (
     CHILD_SIGNALS,
@@ -140,7 +142,8 @@ class Supervisor:
         self._stdout = Pump(1)
         self._stderr = Pump(2)
         messages, self._messages = nonblocking_pipe()
-        self._stderr.add(messages, b"pysqlx-run: ")
+        self._stderr.add(messages, b"pysqlx-run: " if plan.logs.format == "text" else b"")
+        self._voice = Voice(plan.logs, "supervisor")
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +189,8 @@ class Supervisor:
         listening = self._plan.listening
         assert listening is not None
         if listening.dashboard is not None:
-            self._say(f"dashboard at {listening.url}")
+            # A token that nobody knows yet is told whoever wants to hear less.
+            self._say(f"dashboard at {listening.url}", logging.WARNING if listening.generated else logging.INFO)
         if listening.metrics is not None:
             self._say(f"metrics at http://{shown(listening.metrics)}/metrics")
         self._start_child(slot)
@@ -213,7 +217,7 @@ class Supervisor:
         for child in list(self._children.values()):
             if child.kill_at is not None and now >= child.kill_at:
                 child.kill_at = child.up_at = None
-                self._say(f"{child.name} ({child.pid}) has not ended in time: killing it")
+                self._say(f"{child.name} ({child.pid}) has not ended in time: killing it", logging.WARNING)
                 kill_group(child.pid)
             if child.up_at is not None and now >= child.up_at:
                 self._is_up(child)
@@ -293,10 +297,12 @@ class Supervisor:
         moments = [moment for moment in due if moment is not None]
         return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, level: int = logging.INFO) -> None:
         """A line of our own on stderr. It is dropped rather than waited for when nobody reads them."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._messages, text.encode(errors="replace") + b"\n")
+        line = self._voice.line(text, level)
+        if line is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._messages, line)
 
     # -- children -----------------------------------------------------------------------------------------------------
 
@@ -315,8 +321,8 @@ class Supervisor:
                         self._end(child)
                 case End(pid=pid):
                     self._end(self._children[pid])
-                case Say(text=text):
-                    self._say(text)
+                case Say(text=text, level=level):
+                    self._say(text, level)
                 case GiveUp():
                     self._status = FAILED
                     self._stop()
@@ -364,12 +370,13 @@ class Supervisor:
         arguments: tuple[object, ...]
         # The child's ends of its pipes, which we close once it has them; and ours, which stay if it was started.
         with contextlib.ExitStack() as its_ends, contextlib.ExitStack() as our_ends:
-            stdout, stderr = self._output_pipes(name, color, its_ends)
+            source = Source(self._plan.name, name, place.number if place is not None else None)
+            stdout, stderr = self._output_pipes(source, color, its_ends)
             if slot is not None and slot is self._coordinator:
                 ready, child_ready = self._context.Pipe(duplex=False)
                 our_ends.callback(ready.close)
                 its_ends.callback(child_ready.close)
-                arguments = (os.getpid(), self._coordinator_config(), child_ready, stdout, stderr)
+                arguments = (os.getpid(), self._coordinator_config(), self._plan.logs, child_ready, stdout, stderr)
                 process = self._context.Process(target=coordinator_main, args=arguments, name=name)
             else:
                 control, child_control = control_pair()
@@ -386,6 +393,7 @@ class Supervisor:
                 process = self._context.Process(target=target, args=arguments, name=name)
             with _hidden_main_module(), _blocked(CHILD_SIGNALS):
                 process.start()
+            source.pid = process.pid
             # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We
             # reap: a death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
             reaped_by_multiprocess.discard(process)
@@ -400,7 +408,7 @@ class Supervisor:
         return Child(name, process, time.monotonic(), place, slot, control=control, ready=ready)
 
     def _output_pipes(
-        self, name: str, color: int, its_ends: contextlib.ExitStack
+        self, source: Source, color: int, its_ends: contextlib.ExitStack
     ) -> tuple[Connection | None, Connection | None]:
         if not self._plan.prefix:
             return None, None
@@ -409,14 +417,26 @@ class Supervisor:
             reader, writer = self._context.Pipe(duplex=False)
             its_ends.callback(writer.close)
             with reader:
-                pump.add(os.dup(reader.fileno()), line_prefix(name, color, destination, os.environ))
+                pump.add(os.dup(reader.fileno()), self._line_dress(source, color, destination))
             ends.append(writer)
         return ends[0], ends[1]
+
+    def _line_dress(self, source: Source, color: int, destination: int) -> bytes | Wrapper:
+        """What becomes of a line that a child has printed."""
+        if self._plan.logs.format == "text":
+            return line_prefix(source.process, color, destination, os.environ)
+        stream = "stdout" if destination == 1 else "stderr"
+        return lambda line: wrap(line, source, stream, time.time())
 
     def _environment(self) -> dict[str, str]:
         """What workers and dispatchers have to know of the run."""
         plan = self._plan
-        environment = self._settings | {"PYSQLX_RUN_ID": self._run_id, "PYSQLX_RUN_NAME": plan.name}
+        environment = self._settings | {
+            "PYSQLX_RUN_ID": self._run_id,
+            "PYSQLX_RUN_NAME": plan.name,
+            "PYSQLX_LOG_FORMAT": plan.logs.format,
+            "PYSQLX_LOG_LEVEL": plan.logs.levels,
+        }
         if self._coordinator is not None:
             environment |= local(plan.directory).environment
         elif plan.coordinator is not None:
@@ -436,19 +456,22 @@ class Supervisor:
             MAX_MEMORY: str(plan.max_memory or ""),
         }
         return WorkerSpec(
-            f"pysqlx-run: worker {place.number}",
+            place.number,
             os.getpid(),
             plan.target,
             environment,
             plan.uvloop,
             plan.script_open_files,
+            plan.logs,
         )
 
     def _spec_of(self, slot: Slot) -> tuple[DispatcherSpec | ObserverSpec, Callable[..., None]]:
         if slot.queue is not None:
             return self._dispatcher_spec(slot, slot.queue), dispatcher_main
         assert self._plan.listening is not None
-        spec = ObserverSpec(os.getpid(), self._plan.directory, self._plan.listening, self._environment())
+        spec = ObserverSpec(
+            os.getpid(), self._plan.directory, self._plan.listening, self._environment(), self._plan.logs
+        )
         return spec, observer_main
 
     def _dispatcher_spec(self, slot: Slot, queue: ServedQueue) -> DispatcherSpec:
@@ -463,6 +486,7 @@ class Supervisor:
             workers_died=slot.ended_at is not None and self._died_at > slot.ended_at - _DOUBT,
             restarted=slot.restarts > 0,
             uvloop=self._plan.uvloop,
+            logs=self._plan.logs,
         )
 
     def _coordinator_config(self) -> CoordinatorConfig:
@@ -515,7 +539,7 @@ class Supervisor:
         try:
             message: Message = _MESSAGE.decode(data)
         except (ValueError, RecursionError):  # the user's code runs in that process: nothing it sends may end us
-            self._say(f"{child.name} sent something that is no message ({len(data)} bytes): ignored")
+            self._say(f"{child.name} sent something that is no message ({len(data)} bytes): ignored", logging.WARNING)
             return
         match message:
             case PoolStarted():
@@ -585,18 +609,19 @@ class Supervisor:
             or self._formation.ever_reloaded
             or self._plan.watched is not None
         ):
-            self._say(f"{child.name}: {failure.error}")  # others go on, or it is mended by the next reload
+            # Others go on, or it is mended by the next reload.
+            self._say(f"{child.name}: {failure.error}", logging.ERROR)
             return
         # Once somebody had a pool, a server that cannot be reached is an outage: it ends.
         if failure.curable and (place.restarts > 0 or self._any_had_a_pool):
-            self._say(f"{child.name}: {failure.error}")
+            self._say(f"{child.name}: {failure.error}", logging.ERROR)
         else:
             self._cannot_boot(failure.error)
 
     def _cannot_boot(self, error: str) -> None:
         if self._status != BOOT_FAILURE:  # once, not once per worker
             self._status = BOOT_FAILURE
-            self._say(error)
+            self._say(error, logging.ERROR)
             self._stop()
 
     def _on_deaths(self) -> None:
@@ -636,12 +661,12 @@ class Supervisor:
         decision = slot.policy.died(status, lived)
         if decision.verdict is Verdict.RESTART:
             slot.restart_at = time.monotonic() + decision.delay
-            self._say(f"{slot.name} {how}; starting it again in {decision.delay:.1f} s")
+            self._say(f"{slot.name} {how}; starting it again in {decision.delay:.1f} s", logging.WARNING)
         elif decision.verdict is Verdict.GIVE_UP and slot is self._observer:
-            self._say(f"{slot.name} {how}, {too_often()}; the workers go on without it")
+            self._say(f"{slot.name} {how}, {too_often()}; the workers go on without it", logging.ERROR)
         elif decision.verdict is Verdict.GIVE_UP:
             self._status = FAILED
-            self._say(f"{slot.name} {how}, {too_often()}")
+            self._say(f"{slot.name} {how}, {too_often()}", logging.ERROR)
             self._stop()
 
     def _bury(self, child: Child) -> int:
@@ -708,7 +733,7 @@ class Supervisor:
     def _kill_after_grace(self) -> None:
         late = self._next_to_end()
         for child in late:
-            self._say(f"{child.name} has not ended in time: killing it")
+            self._say(f"{child.name} has not ended in time: killing it", logging.WARNING)
         self._kill(late)
 
     def _kill(self, children: list[Child]) -> None:
@@ -777,7 +802,7 @@ class Supervisor:
         try:
             order()
         except _RefusedOrder as error:
-            self._say(str(error))
+            self._say(str(error), logging.WARNING)
 
     def _lost_its_terminal(self) -> bool:
         """Whether a HUP says that our terminal is gone, and not that somebody wants a reload."""

@@ -51,6 +51,7 @@ from ..errors import (
 from ..pool import registry
 from ..system import nonblocking_pipe
 from .jobs.served import Recycle, Retired, ServedQueue, Serving, ask_supervisor
+from .logs import LogSpec, set_up
 from .process import CHILD_SIGNALS, become_child
 from .status import PoolLook
 
@@ -111,18 +112,20 @@ class Target:
 class WorkerSpec:
     """What a worker process has to know before it runs its script."""
 
-    title: str
+    number: int
     supervisor: int
     target: Target
     environment: dict[str, str]
     uvloop: bool
     open_files: int
     """The limit that the script runs under: the supervisor may have needed a higher one."""
+    logs: LogSpec
 
 
 def main(spec: WorkerSpec, control: socket.socket, stdout: Connection | None, stderr: Connection | None) -> NoReturn:
     """The whole life of a worker process."""
-    become_child(spec.title, spec.supervisor, stdout, stderr)
+    become_child(f"pysqlx-run: worker {spec.number}", spec.supervisor, stdout, stderr)
+    set_up(spec.logs, f"worker {spec.number}", spec.number)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # by now it may be lower than what we were started with
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(spec.open_files, hard), hard))
     os.environ.update(spec.environment, PYSQLX_WORKER_PID=str(os.getpid()))

@@ -31,9 +31,8 @@ def script(directory: Path, text: str) -> str:
 
 
 def test_every_worker_is_started_where_the_soft_limit_is_too_low_and_scripts_keep_that_limit(tmp_path: Path):
-    status, out, err = finished(
-        tmp_path, "-w", "12", "--restart", "never", script(tmp_path, SHOWS_LIMIT), shell="ulimit -Sn 64"
-    )
+    arguments = ("-w", "12", "--restart", "never", "--log-level", "warning", script(tmp_path, SHOWS_LIMIT))
+    status, out, err = finished(tmp_path, *arguments, shell="ulimit -Sn 64")
     assert (status, err) == (0, [])
     assert sorted(out) == sorted(f"[worker {number}] 64" for number in range(12))
 
@@ -76,12 +75,12 @@ def test_on_a_full_disk_the_run_says_so_once_and_growth_waits_until_there_is_roo
         resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, hard))
         (tmp_path / "more").touch()
         assert run.line() == (
-            f"[coordinator] cannot write the journal in {journal.parent}: File too large; "
-            "open connections go on working, growth waits until it can be written"
+            f"[coordinator] WARNING pysqlx_engine.coordinator: cannot write the journal in {journal.parent}: "
+            "File too large; open connections go on working, growth waits until it can be written"
         )
         resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (soft, hard))
         assert sorted([run.line(), run.line()]) == [
-            "[coordinator] the journal can be written again",
+            "[coordinator] WARNING pysqlx_engine.coordinator: the journal can be written again",
             "[worker 0] grown",
         ]
         assert run.rest() == []

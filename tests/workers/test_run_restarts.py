@@ -99,7 +99,9 @@ def test_workers_that_end_while_others_are_started_are_seen_to_end(tmp_path: Pat
     """What is beyond a pipe's 64 KiB makes each start wait until the child reads, so the first end before the last."""
     name = script(tmp_path, "sys.exit(1 if os.environ['PYSQLX_WORKER_ID'] == '0' and not restarts else 0)")
     large = "x" * 100_000
-    status, out, err = finished(tmp_path, "-w", "12", name, large, large, PYSQLX_COORDINATOR=JOINS_ANOTHER)
+    status, out, err = finished(
+        tmp_path, "-w", "12", "--log-level", "supervisor=warning", name, large, large, PYSQLX_COORDINATOR=JOINS_ANOTHER
+    )
     assert status == 0
     assert sorted(out) == sorted([f"[worker {number}] start 0" for number in range(12)] + ["[worker 0] start 1"])
     assert [line.split(";")[0] for line in err] == ["pysqlx-run: worker 0 ended with status 1"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...engine import PySQLXEngine
     from ...pool import PySQLXEnginePool
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.jobs")
 
 POLL = 1.0
 """Seconds between two looks for work that nobody has told of, and for what users have asked."""

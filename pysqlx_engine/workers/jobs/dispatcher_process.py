@@ -27,7 +27,7 @@ from .served import DispatcherSpec
 from .store import Claim, Claimed
 from .wire import Cancel, Channel, FromWorker, HowFar, Join, Leave, Reports, Retire, Run, Written
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.jobs")
 
 MESSAGE_LIMIT = 1 << 16
 _ADOPT_WITHIN = 30.0
@@ -38,8 +38,6 @@ _REASON_WITHIN = 0.05 + (0.0 if has("pidfd") else 2 * DEATH_POLL)
 
 
 def main(spec: DispatcherSpec, control: socket.socket) -> NoReturn:
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pysqlx_engine").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=_uvloop() if spec.uvloop else None) as runner:
             runner.run(_DispatcherProcess(spec, control).run())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .serving import Told
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.jobs")
 
 _PROGRESS_EVERY = 0.1
 """Seconds between two messages of how far the jobs are."""

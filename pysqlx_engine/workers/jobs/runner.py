@@ -21,6 +21,8 @@ from ... import tracing
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
 from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, PySQLXError
+from ...masking import mask_uris
+from ..logs import JobAtWork, at_work
 from . import faults
 from .attempts import Report, abandoned, completed, failed, given_back, snoozed
 from .job import Job
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .tasks import Task
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.jobs")
 
 LAST_WORDS = 5.0
 """Seconds, when all has ended or was given back, for the database to take what the last jobs came to."""
@@ -134,6 +136,7 @@ class Runner:
     async def _run(self, running: _Running) -> None:
         running.stepped = True
         job = running.claimed
+        at_work.set(JobAtWork(job.id, job.task, job.attempt))
         try:
             with tracing.attempt(
                 job.queue, job.task, job.id, job.attempt, job.max_attempts, job.trace_context
@@ -281,14 +284,15 @@ class Runner:
             return given_back(claimed)
         if stop == "end" and isinstance(error, asyncio.CancelledError):
             return given_back(claimed)
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = mask_uris(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         if not running.begun and isinstance(error, PySQLXError | PoolError):
             # No connection was to be had, or no transaction: the handler was not called.
             return snoozed(claimed, _NOT_BEGUN, self._worker, _clean(f"not begun: {text}"))
         logger.warning("Jobs: %r failed: %s", running.job, text)
         trace = None
         if not isinstance(error, JobArgumentsError | TooLong):
-            trace = _clean("".join(traceback.format_exception(_of_the_handler(error))), _LONGEST_TRACEBACK)
+            trace = mask_uris("".join(traceback.format_exception(_of_the_handler(error))))
+            trace = _clean(trace, _LONGEST_TRACEBACK)
         wait = round(self._backoff(running) * 1_000_000)
         return failed(claimed, self._worker, _clean(text), trace, wait=wait)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from ..logs import LogSpec
+
 MAX_JOBS = "PYSQLX_MAX_JOBS"
 MAX_MEMORY = "PYSQLX_MAX_MEMORY"
 DIRECTORY = "PYSQLX_RUN_DIRECTORY"
@@ -50,6 +52,7 @@ class DispatcherSpec:
     """Whether others have died that may have run something."""
     restarted: bool
     uvloop: bool
+    logs: LogSpec = field(default_factory=LogSpec)
 
 
 class Serving(msgspec.Struct, tag="serving", frozen=True):

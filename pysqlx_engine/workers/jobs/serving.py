@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .store import Claimed, Progress
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.jobs")
 
 GRACE = 30.0
 """Seconds that jobs get to end."""

@@ -78,7 +78,6 @@ def observe_alone(run: RunDirectory, listening: Listening, uri: str | None) -> N
 
 def main(spec: ObserverSpec, control: socket.socket) -> None:
     """The life of an observer that a supervisor started: until TERM."""
-    logging.basicConfig(format="%(message)s")
     asyncio.run(_main(spec, control))
 
 

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass, field
 
 from ...errors import SettingsError
+from ..logs import LogSpec
 from ..rundir import RunDirectory
 from .access import Access, is_loopback
 
@@ -40,6 +41,7 @@ class ObserverSpec:
     run: RunDirectory
     listening: Listening
     environment: dict[str, str] = field(repr=False)
+    logs: LogSpec = field(default_factory=LogSpec)
 
 
 def check_installed(*, dashboard: bool, metrics: bool) -> None:

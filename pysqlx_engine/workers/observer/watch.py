@@ -16,7 +16,7 @@ from ..status import RunStatus
 from .history import History
 from .jobs import JobsDatabase
 
-logger = logging.getLogger("pysqlx_engine")
+logger = logging.getLogger("pysqlx_engine.observer")
 
 EVERY = 1.0
 """Seconds between two looks."""

@@ -1,0 +1,338 @@
+"""How the processes of a run log: lines for people, or one JSON object a line.
+
+A process's records go to its stderr, where the supervisor's pump reads them. In a worker the script's own configuration
+of `logging` goes before ours:
+
+- where it configures nothing, ours is used, as Python's own last resort would be;
+- the handler that `logging.basicConfig` makes for stderr or stdout writes our objects with json; with text it keeps its
+  format, and a job is named in front;
+- whatever else it installs writes what it likes: for the pump those are printed lines.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import re
+import select
+import sys
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, TextIO
+
+import msgspec
+
+from ..log_config import DEFAULT_LEVELS, log_levels
+from ..masking import mask_uris
+
+__all__ = ["JobAtWork", "LineFormatter", "LogSpec", "Source", "Voice", "at_work", "encode_line", "set_up", "wrap"]
+
+Format = Literal["text", "json"]
+
+
+class JobAtWork(NamedTuple):
+    """The attempt that is running."""
+
+    id: int
+    task: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"job {self.id} {self.task}#{self.attempt}"
+
+
+at_work: contextvars.ContextVar[JobAtWork | None] = contextvars.ContextVar("pysqlx_job", default=None)
+"""What this task, or this thread, does."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpec:
+    """What the processes of a run have to know to log."""
+
+    run: str = ""
+    format: Format = "text"
+    levels: str = DEFAULT_LEVELS
+    """As the setting `log_level` has them."""
+
+
+@dataclass(slots=True)
+class Source:
+    """Who logs."""
+
+    run: str
+    process: str
+    worker: int | None = None
+    pid: int | None = None
+    """None: it is just being started."""
+
+
+class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A line as JSON."""
+
+    time: str
+    level: str | None = None
+    logger: str | None = None
+    message: str
+    run: str
+    process: str
+    worker: int | None = None
+    pid: int | None = None
+    job: int | None = None
+    task: str | None = None
+    attempt: int | None = None
+    stream: str | None = None
+    exception: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+_OURS = frozenset({"time", "message", "run", "process"})
+"""The keys of a line that was written here, and of no other that is likely."""
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def encode_line(source: Source, message: str, *, at: float, **more: Any) -> bytes:
+    """A line of `source`, without its end. `at`: seconds since 1970."""
+    line = Line(
+        time=datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        message=message,
+        run=source.run,
+        process=source.process,
+        worker=source.worker,
+        pid=source.pid,
+        **more,
+    )
+    try:
+        return _encode(line)
+    except (TypeError, ValueError, RecursionError):  # a lone surrogate, or what no JSON can hold
+        if line.extra is not None:
+            line.extra = {key: _clean(repr(value)) for key, value in line.extra.items()}
+        for name in ("logger", "message", "task", "exception"):
+            text = getattr(line, name)
+            if text is not None:
+                setattr(line, name, _clean(text))
+        return _encode(line)
+
+
+def _clean(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def wrap(line: bytes, source: Source, stream: str, at: float) -> bytes:
+    """A line that `source` has printed, as a JSON object. One that is an object already stays as it is when it is ours;
+    to others what they do not say themselves is added."""
+    its_own: dict[str, Any] = {}
+    if line.startswith(b"{"):
+        try:
+            its_own = _decode(line)
+        except (ValueError, RecursionError):  # it only looks like one
+            its_own = {}
+        if its_own.keys() >= _OURS:
+            return line
+    text = encode_line(source, line.decode(errors="replace"), at=at, stream=stream)
+    if not its_own:
+        return text
+    ours = _decode(text)
+    del ours["message"]
+    return _encode(ours | its_own)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_here = Source(run="", process="")
+_format: Format = "text"
+
+
+class LineFormatter(logging.Formatter):
+    """Writes a record as the run's lines are written: as `LEVEL LOGGER: MESSAGE`, with the job that runs, or as JSON.
+
+    A script that configures handlers of its own can have them use it.
+    """
+
+    def __init__(self, otherwise: logging.Formatter | None = None) -> None:
+        """`otherwise`: how a record is written in text."""
+        super().__init__()
+        self._otherwise = otherwise
+
+    def format(self, record: logging.LogRecord) -> str:
+        if _format == "json":
+            return self._json(record)
+        job = at_work.get()
+        if self._otherwise is not None:
+            text = self._otherwise.format(record)
+            return mask_uris(text if job is None else f"{job}: {text}")
+        text = f"{record.levelname} {record.name}{'' if job is None else f' {job}'}: {record.getMessage()}"
+        return mask_uris("\n".join([text, *self._traces(record)]))
+
+    def _json(self, record: logging.LogRecord) -> str:
+        job = at_work.get()
+        extra = {name: _shown(value) for name, value in vars(record).items() if name not in _STANDARD}
+        return encode_line(
+            _here,
+            mask_uris(_COLOUR.sub("", record.getMessage())),
+            at=record.created,
+            level=record.levelname.lower(),
+            logger=record.name,
+            exception=mask_uris("\n".join(self._traces(record))) or None,
+            extra=extra or None,
+            job=job and job.id,
+            task=job and job.task,
+            attempt=job and job.attempt,
+        ).decode()
+
+    def _traces(self, record: logging.LogRecord) -> list[str]:
+        traces = []
+        if record.exc_info and record.exc_info[0] is not None:
+            traces.append(self.formatException(record.exc_info))
+        elif record.exc_text:
+            traces.append(record.exc_text)
+        if record.stack_info:
+            traces.append(self.formatStack(record.stack_info))
+        return traces
+
+
+def _shown(value: object) -> object:
+    return mask_uris(value) if isinstance(value, str) else value
+
+
+class _LastResort(logging.Handler):
+    """For records that no handler of the script takes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
+
+
+def _write(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def set_up(spec: LogSpec, process: str, worker: int | None = None) -> None:
+    """Have this process log as its run does. `process`: what it is called, `worker`: the number of one, in which a
+    script is going to run."""
+    global _here, _format
+    _here, _format = Source(spec.run, process, worker, os.getpid()), spec.format
+    os.register_at_fork(after_in_child=_learn_pid)
+    handler = _LastResort()
+    handler.setFormatter(LineFormatter())
+    logging.lastResort = handler
+    for part, level in log_levels(spec.levels).items():
+        logging.getLogger(f"pysqlx_engine.{part}" if part else None).setLevel(level)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_a_thread
+    if spec.format == "json":
+        sys.unraisablehook = _unraisable
+        warnings.showwarning = _warned
+    if worker is not None:
+        _dress_basic_config()
+
+
+def _learn_pid() -> None:
+    _here.pid = os.getpid()
+
+
+def _dress_basic_config() -> None:
+    """Have the handler that a script's `logging.basicConfig` makes write our lines."""
+    configure = logging.basicConfig
+
+    def basic_config(**options: Any) -> None:
+        before = list(logging.root.handlers)
+        configure(**options)
+        if options.get("handlers") is not None:  # the script has made them
+            return
+        for handler in logging.root.handlers:
+            ours = type(handler) is logging.StreamHandler and handler.stream in (sys.stderr, sys.stdout)
+            if ours and handler not in before:
+                handler.setFormatter(LineFormatter(handler.formatter))
+
+    basic_config.__doc__ = configure.__doc__
+    logging.basicConfig = basic_config
+
+
+class Voice:
+    """What a command says itself, on its stderr."""
+
+    def __init__(self, spec: LogSpec, process: str) -> None:
+        self._json = spec.format == "json"
+        self._source = Source(spec.run, process, pid=os.getpid())
+        levels = log_levels(spec.levels)
+        self._level = levels.get("supervisor", levels[""])
+
+    def line(self, text: str, level: int) -> bytes | None:
+        """What is to be written, with its end: as JSON no more than a pipe takes in one piece. None: it is not to
+        be said."""
+        if level < self._level:
+            return None
+        text = mask_uris(text)
+        if not self._json:
+            return text.encode(errors="replace") + b"\n"
+        more = {"level": logging.getLevelName(level).lower(), "logger": "pysqlx_engine.supervisor"}
+        while len(line := encode_line(self._source, text, at=time.time(), **more)) >= select.PIPE_BUF:
+            text = text[: len(text) // 2] + "..."
+        return line + b"\n"
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning is a record, as with `logging.captureWarnings`, but one that the last resort takes too."""
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    if file is not None:
+        file.write(text)
+    else:
+        logging.getLogger("py.warnings").warning("%s", text.rstrip())
+
+
+# -- what nobody has caught -------------------------------------------------------------------------------------------
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not _tell(error, trace, ""):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _uncaught_in_a_thread(args: threading.ExceptHookArgs) -> None:
+    error = args.exc_value
+    if error is None or isinstance(error, SystemExit):
+        return
+    name = args.thread.name if args.thread is not None else "?"
+    if not _tell(error, args.exc_traceback, f"Exception in thread {name}:\n"):
+        threading.__excepthook__(args)
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    error, where = args.exc_value, f"{args.err_msg or 'Exception ignored in'}: {args.object!r}\n"
+    if error is None or not _tell(error, args.exc_traceback, where):
+        sys.__unraisablehook__(args)
+
+
+def _tell(error: BaseException, trace: TracebackType | None, where: str) -> bool:
+    """Write it, without a password. False: Python's own way does as well."""
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        shown = mask_uris(text)
+        if _format == "text":
+            if shown != text:
+                _write(where + shown)
+            return shown != text
+        message = mask_uris(where.replace("\n", " ") + "".join(traceback.format_exception_only(error)).strip())
+        more = {"level": "critical", "logger": "pysqlx_engine", "exception": shown.rstrip("\n")}
+        _write(encode_line(_here, message, at=time.time(), **more).decode() + "\n")
+    except Exception:  # noqa: BLE001 - an error that cannot be shown
+        return False
+    return True
