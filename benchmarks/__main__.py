@@ -7,13 +7,18 @@ import os
 import sys
 from pathlib import Path
 
+from pysqlx_engine.workers.progress import reporting
+
 from . import plots, results
 from .cases import CASES
 from .peers import ENVIRONMENTS, HERE
 from .ratios import ratios
-from .running import Plan, install, progress, run
+from .running import Plan, install, run
 from .servers import Servers
 from .table import table
+
+EVERY = 10.0
+"""Seconds between two lines of how far it is, where there is no terminal: it takes half an hour."""
 
 
 def main() -> int:
@@ -26,12 +31,11 @@ def main() -> int:
     else:
         slow, durable = (min(most, options.rounds or most) for most in (5, 3))
         plan = Plan(cases, options.rounds or 7, slow_rounds=slow, durable_rounds=durable, seconds=1.0)
-    series, say = plan.series(), progress()
-    with Servers(options.uri) as servers:
-        versions = install(series, say)
+    series = plan.series()
+    with Servers(options.uri) as servers, reporting("bench", every=EVERY) as report:
+        versions = install(series, report)
         about = results.about(servers.durable if all(case.durable for case in cases) else servers.fast, plan, versions)
-        run(plan, series, servers, say)
-    say("")
+        run(plan, series, servers, report)
     rows = ratios(series)
     print(table(rows))
     # What is committed comes from a whole run.

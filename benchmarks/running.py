@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from pysqlx_engine.workers.progress import Report
 
 from .cases import Case
 from .peers import PEERS, Peer, PeerError
@@ -48,12 +49,13 @@ class Plan:
         return self.slow_rounds if peer == "ours" else 1
 
 
-def install(series: Sequence[Series], say: Callable[[str], None]) -> dict[str, dict[str, str]]:
+def install(series: Sequence[Series], report: Report) -> dict[str, dict[str, str]]:
     """Build what the peers need. Returns the versions installed; who could not be installed has that as its failure."""
     versions: dict[str, dict[str, str]] = {}
     problems: dict[str, str] = {}
-    for peer in {one.peer.environment: one.peer for one in series}.values():
-        say(f"installing {peer.environment}")
+    peers = {one.peer.environment: one.peer for one in series}
+    for done, peer in enumerate(peers.values()):
+        report(f"installing {peer.environment}", done, len(peers))
         try:
             peer.install()
             versions[peer.environment] = peer.versions()
@@ -70,17 +72,21 @@ def install(series: Sequence[Series], say: Callable[[str], None]) -> dict[str, d
     return versions
 
 
-def run(plan: Plan, series: Sequence[Series], servers: Servers, say: Callable[[str], None]) -> None:
+def run(plan: Plan, series: Sequence[Series], servers: Servers, report: Report) -> None:
     """Fill `series`. A case's peers follow each other closely, a different one first in each round."""
     rounds = max(one.rounds for one in series)
+    done, total = 0, sum(one.rounds for one in series)
     for number in range(rounds):
         for case in plan.cases:
             if case.name == "import":
                 _warm_imports(series)
             for one in _rotated([one for one in series if one.case is case], number):
-                if number >= one.rounds or len(one.failures) > FAILURES_ALLOWED:
+                if number >= one.rounds:
                     continue
-                say(f"round {number + 1} of {rounds}: {case.name} {one.peer.name}")
+                done += 1
+                if len(one.failures) > FAILURES_ALLOWED:
+                    continue
+                report(f"round {number + 1} of {rounds}, {case.name}, {one.peer.name}", done - 1, total)
                 try:
                     with servers.database(case) as uri:
                         one.figures[number], one.beside[number] = one.peer.measure(case, uri, plan.seconds)
@@ -102,10 +108,3 @@ def _rotated(series: list[Series], by: int) -> Iterator[Series]:
     start = by % len(series)
     yield from series[start:]
     yield from series[:start]
-
-
-def progress() -> Callable[[str], None]:
-    """Says on stderr what is going on, on one line, and only if somebody sees it."""
-    if not sys.stderr.isatty():
-        return lambda text: None
-    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

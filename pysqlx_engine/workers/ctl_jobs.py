@@ -434,11 +434,13 @@ def _enqueue(options: argparse.Namespace) -> str:
 
 def _migrate(options: argparse.Namespace) -> str:
     from .jobs.schema import VERSION, migrate
+    from .progress import reporting
 
     async def change(database: Administration) -> int:
-        return await migrate(database.connection)
+        return await migrate(database.connection, report)
 
-    took = _with_database(options, change, tables=False)
+    with reporting("pysqlx-ctl", quiet=options.json) as report:
+        took = _with_database(options, change, tables=False)
     if options.json:
         return _json({"version": VERSION, "migrations": took})
     if not took:

@@ -63,6 +63,7 @@ from .process import (
     observer_main,
     reap,
 )
+from .progress import Progress
 from .status import (
     BudgetStatus,
     Crew,
@@ -95,6 +96,8 @@ _UP_WITHOUT_A_POOL = 10.0  # the same where the one before had a pool: this one 
 _STATS_TIMEOUT = 1.0  # seconds for a worker to answer
 MOST_WORKERS = 4096  # as the settings have it
 _LOOK_AGAIN = 3600.0  # seconds: the kernel takes no more than some weeks
+_MANY = 8  # workers whose start takes long enough to say how far it is
+_NAMED = 8  # workers that are named in a line
 _OUTPUT_GRACE = 1.0  # seconds for the last lines, when we were told to stop and nobody reads them
 
 _MESSAGE = msgspec.json.Decoder(Message)
@@ -135,6 +138,9 @@ class Supervisor:
         self._told_to_stop = False
         self._had_terminal = _has_terminal()
         self._interrupts = 0
+        self._starting: Progress | None = None
+        self._draining: Progress | None = None
+        self._to_drain = 0  # how many workers there were then
         self._kill_at: float | None = None
         self._status = DONE
         self._questions: list[Reply] = []
@@ -183,6 +189,8 @@ class Supervisor:
         self._workers_started = True
         if self._observer is not None:
             self._start_observer(self._observer)
+        if self._plan.workers >= _MANY:
+            self._starting = Progress(time.monotonic())
         self._perform(self._formation.start())
 
     def _start_observer(self, slot: Slot) -> None:
@@ -232,7 +240,34 @@ class Supervisor:
         if due is not None and now >= due:
             self._perform(self._formation.tick(now))
         self._wind_down()
+        self._say_how_many_are_up(len(self._formation.expected), now)
+        self._say_how_many_still_run(now)
         self._tell_systemd(now)
+
+    def _say_how_many_are_up(self, workers: int, now: float) -> None:
+        """Of so many, while they start."""
+        starting = self._starting
+        if starting is None or now < starting.due:
+            return
+        up = self._health(now).up or 0
+        done = up >= workers or self._stopping
+        if not (done and starting.said is None) and starting.says(f"{up} of {workers} workers are up", now):
+            self._say(starting.said or "")
+        if done:
+            self._starting = None
+
+    def _say_how_many_still_run(self, now: float) -> None:
+        """While they drain."""
+        if self._draining is None or now < self._draining.due:
+            return
+        left = sorted(child.place.number for child in self._workers() if child.place is not None)
+        if not left or self._kill_at is None:
+            self._draining = None
+            return
+        which = f" ({', '.join(map(str, left))})" if len(left) <= _NAMED else ""
+        text = f"draining: {len(left)} of {self._to_drain} workers still run{which}"
+        if self._draining.says(text, now):
+            self._say(f"{text}; they are killed in {self._kill_at - now:.0f} s")
 
     def _tell_systemd(self, now: float) -> None:
         told = self._systemd
@@ -294,6 +329,7 @@ class Supervisor:
         due += [moment for child in self._children.values() for moment in (child.kill_at, child.up_at)]
         due += [self._kill_at, self._answer_by, self._formation.due(), self._systemd.due]
         due += [self._looks_up_at]
+        due += [progress.due for progress in (self._starting, self._draining) if progress is not None]
         moments = [moment for moment in due if moment is not None]
         return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
@@ -344,6 +380,7 @@ class Supervisor:
         self._formation.started(place, child.pid, takes_over=takes_over)
         if self._systemd.due is not None and child.started >= self._systemd.due:
             self._systemd.alive()  # many of them take a while
+        self._say_how_many_are_up(len(self._formation.staying), child.started)
 
     def _start_child(self, slot: Slot) -> None:
         try:
@@ -697,6 +734,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        self._draining, self._to_drain = Progress(time.monotonic()), len(self._workers())
         self._kill_at = time.monotonic() + self._plan.graceful_timeout
         self._formation.stop()
         if self._coordinator is not None:  # not the dispatchers, to which the workers still report

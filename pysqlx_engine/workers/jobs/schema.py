@@ -178,15 +178,21 @@ async def version_of(connection: PySQLXEngine) -> int:
     return found
 
 
-async def migrate(connection: PySQLXEngine) -> int:
+async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], None] = lambda *_: None) -> int:
     """Bring the tables to this version, and give the number of migrations that it took. Safe to call twice, and from
-    many processes at once. Raises JobSchemaError."""
+    many processes at once. Raises JobSchemaError.
+
+    `report` hears what is being done, and how many statements of how many are done.
+    """
     dialect = dialect_of(connection)
+    report("waiting for others to migrate", 0, 0)
     await _lock(connection, dialect)
     try:
         found = await version_of(connection)
         for number in range(found + 1, VERSION + 1):
-            for statement in await MIGRATIONS[number - 1](connection, dialect):
+            statements = await MIGRATIONS[number - 1](connection, dialect)
+            for done, statement in enumerate(statements):
+                report(f"migrating to version {number}", done, len(statements))
                 await connection.raw_cmd(statement)
             await connection.execute(
                 f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})",
