@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -102,6 +103,13 @@ class Shown:
         return ids
 
 
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}readyz", trust_env=False, timeout=20).is_success
+    except httpx.TransportError:  # nobody listens there yet
+        return False
+
+
 @pytest.fixture(scope="module")
 def shown(postgres: PostgresServer) -> Iterator[Shown]:
     with contextlib.ExitStack() as stack:
@@ -135,9 +143,10 @@ def shown(postgres: PostgresServer) -> Iterator[Shown]:
                 "shop.py", PYSQLX_URI=database.uri, stdout=log.fileno(),
             )
         )  # fmt: skip
-        eventually(lambda: "dashboard at" in (directory / "log").read_text())
+        url = f"http://127.0.0.1:{port}/"
+        eventually(lambda: is_ready(url), 60)
         looker = stack.enter_context(psycopg.connect(database.uri, autocommit=True))
-        yield Shown(run, f"http://127.0.0.1:{port}/", directory, looker, add)
+        yield Shown(run, url, directory, looker, add)
         run.send(signal.SIGQUIT)
         run.wait()
         connection.close()
@@ -167,7 +176,7 @@ def open_page(browser: Browser, shown: Shown) -> Iterator[Callable[..., Seen]]:
         if clock:  # one that the test may put forward
             context.clock.install()
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(20_000)
         seen = Seen(page, [], [])
         page.on("request", lambda request: seen.requests.append(request))  # noqa: PLW0108 - not a builtin
         page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
@@ -175,7 +184,7 @@ def open_page(browser: Browser, shown: Shown) -> Iterator[Callable[..., Seen]]:
         page.goto(f"{shown.url}#/{view}")
         return seen
 
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=20_000)
     yield opened
     for context in contexts:
         context.close()

@@ -141,10 +141,11 @@ class JobsDatabase:
         """A connection to look or to change something by. Raises JobsError."""
         if self._path is not None and not os.path.exists(self._path):  # to connect would make it
             raise JobsError(f"there is no file {self._path}")
+        longest = 2 * PATIENCE  # who is before us may have to wait for a connection, too
         try:
-            await asyncio.wait_for(self._lock.acquire(), PATIENCE)
+            await asyncio.wait_for(self._lock.acquire(), longest)
         except TimeoutError:
-            raise JobsError(self.status.error or f"another look at the jobs takes more than {PATIENCE:.0f} s") from None
+            raise JobsError(self.status.error or f"another look at the jobs takes more than {longest:.0f} s") from None
         try:
             pool = await self._pools.for_tasks()
             async with pool.connection() as connection:

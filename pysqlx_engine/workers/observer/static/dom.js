@@ -81,7 +81,7 @@ export function confirm(title, text, yes) {
   });
 }
 
-const PATIENCE = 15_000; // milliseconds: the observer itself waits up to 10 s for a connection, and then says why
+const PATIENCE = 20_000; // milliseconds: the observer itself waits up to 15 s for a connection, and then says why
 
 export async function api(path, parameters = {}, method = "GET") {
   const query = new URLSearchParams();

@@ -9,17 +9,18 @@ const SLOW = 3; // seconds that a verdict has to last before a screen reader say
 
 // What somebody who was called at night has to know of a budget, in one sentence, and whether it is bad.
 function verdict(budget, recent, processes) {
-  const { size, leased, waiting, quarantined } = budget;
+  const { size, leased, waiting, idle, quarantined } = budget;
   const waits = waiting ? plural(waiting, "waits", "wait") : "nobody waits";
-  const parts = [leased < size ? `${waits}, ${size - leased} of ${size} are free` : `${waits}, all ${size} are leased`];
-  if (waiting && leased >= size) parts[0] = `used up: all ${size} are leased, ${waits}`;
+  const used = waiting > 0 && leased >= size && !idle; // what is idle is on its way to who waits
+  const left = `${Math.max(0, size - leased)} of ${size} are free, ${idle} idle`;
+  const parts = [used ? `used up: all ${size} are leased, ${waits}` : `${waits}, ${left}`];
   const [most, count] = processes.map((process) => [process, waitingAt(process, budget.database)])
     .reduce((one, other) => (other[1] > one[1] ? other : one), [null, 0]);
   if (count > 1) parts[0] += `, ${count === waiting ? "all" : `${count} of them`} in ${nameOf(most)}`;
   if (leased > size) parts.push(`${leased - size} more than the budget, which was made smaller`);
   if (quarantined) parts.push(`${plural(quarantined, "session", "sessions")} of dead processes still at the server`);
   if (recent?.timeouts) parts.push(`${recent.timeouts} timed out within the last minute`);
-  return [parts.join("; "), waiting > 0 || parts.length > 1];
+  return [parts.join("; "), used || parts.length > 1];
 }
 
 const waitingAt = (process, database) =>
@@ -76,7 +77,7 @@ function budgetSection({ budget: { database } }) {
     });
     const minute = recent ?? { seconds: 0, requests: 0, waited: 0, timeouts: 0, wait: 0, hold: 0 };
     keyed(facts, [
-      ["waiting now", budget.waiting, budget.waiting > 0],
+      ["waiting now", budget.waiting, bad && budget.waiting > 0],
       ["wait p90, 1 min", duration(minute.wait), minute.wait >= 1],
       ["held p90, 1 min", duration(minute.hold)],
       ["check-outs/s", minute.seconds ? brief(minute.requests / minute.seconds) : "0"],
