@@ -16,7 +16,7 @@ function verdict(budget, recent, processes) {
   const parts = [used ? `used up: all ${size} are leased, ${waits}` : `${waits}, ${left}`];
   const [most, count] = processes.map((process) => [process, waitingAt(process, budget.database)])
     .reduce((one, other) => (other[1] > one[1] ? other : one), [null, 0]);
-  if (count > 1) parts[0] += `, ${count === waiting ? "all" : `${count} of them`} in ${nameOf(most)}`;
+  if (count > 1 && count > waiting / 2) parts[0] += `, ${count === waiting ? "all" : `${count} of them`} in ${nameOf(most)}`;
   if (leased > size) parts.push(`${leased - size} more than the budget, which was made smaller`);
   if (quarantined) parts.push(`${plural(quarantined, "session", "sessions")} of dead processes still at the server`);
   if (recent?.timeouts) parts.push(`${recent.timeouts} timed out within the last minute`);
@@ -109,7 +109,7 @@ function processRow(of) {
   const { node, cells } = row(of);
   const swatch = h("i", { class: "swatch" }), name = h("span");
   cells[0].append(swatch, name);
-  const parts = [h("i", { class: "in-use" }), h("i", { class: "idle" })];
+  const parts = ["in-use", "idle", "moving"].map((kind) => h("i", { class: kind }));
   const meter = h("span", { class: "meter", "aria-hidden": "true" }, ...parts);
   const leases = h("span");
   cells[1].append(leases, meter);
@@ -117,8 +117,8 @@ function processRow(of) {
     setAttribute(swatch, "class", `swatch ${colour(nameOf(process))}`);
     setText(name, nameOf(process));
     setText(leases, process.leases);
-    parts[0].style.width = `${(100 * process.in_use) / size}%`;
-    parts[1].style.width = `${(100 * (process.leases - process.in_use)) / size}%`;
+    const moving = Math.max(0, process.leases - process.in_use - process.idle);
+    [process.in_use, process.idle, moving].forEach((count, at) => (parts[at].style.width = `${(100 * count) / size}%`));
     const state = process.state ?? "joined";
     const values = [
       process.waiting, process.in_use, process.idle, state, process.pid ?? "", duration(process.uptime),
