@@ -94,6 +94,8 @@ class WorkerStatus(_Numbers, kw_only=True):
     """Its number in the run; null: it is none, but a dispatcher, or a process that somebody else has started."""
     pid: int | None
     """null while it is restarting."""
+    name: str | None = None
+    """What the supervisor of this run calls it: worker 3, dispatcher, observer. null: it has not started it."""
     state: ProcessState | None = None
     """null: the supervisor of this run has not started it."""
     uptime: float
@@ -101,6 +103,12 @@ class WorkerStatus(_Numbers, kw_only=True):
     restarts: Count
     """How often a worker before it has died."""
     pools: list[PoolStatus]
+
+    @property
+    def called(self) -> str:
+        if self.name is not None:
+            return self.name
+        return f"pid {self.pid}" if self.worker is None else f"worker {self.worker}"
 
 
 class CrewMember(msgspec.Struct, kw_only=True):
@@ -130,6 +138,8 @@ class Crew(msgspec.Struct, kw_only=True):
 
     health: Health
     workers: list[CrewMember]
+    others: dict[str, str]
+    """What the others are called that join the coordinator, by their pids."""
 
 
 class Histogram(msgspec.Struct, kw_only=True):
@@ -233,11 +243,15 @@ def merged(status: RunStatus, crew: Crew) -> RunStatus:
         pools = seen.pools if seen is not None else []
         workers.append(
             WorkerStatus(
-                worker=one.worker, pid=one.pid, state=one.state, uptime=one.uptime, restarts=one.restarts,
-                pools=pools, **numbers(pools),
+                worker=one.worker, pid=one.pid, name=f"worker {one.worker}", state=one.state, uptime=one.uptime,
+                restarts=one.restarts, pools=pools, **numbers(pools),
             )
         )  # fmt: skip
-    workers += [worker for worker in status.workers if worker.pid in joined]
+    workers += [
+        msgspec.structs.replace(worker, name=crew.others.get(str(worker.pid)))
+        for worker in status.workers
+        if worker.pid in joined
+    ]
     return msgspec.structs.replace(status, health=crew.health, workers=workers)
 
 

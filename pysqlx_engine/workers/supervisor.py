@@ -315,7 +315,9 @@ class Supervisor:
             if place.restart_at is not None or place.waits_for_change:
                 state = ProcessState.RESTARTING
                 workers.append(CrewMember(worker=number, pid=None, state=state, uptime=0.0, restarts=place.restarts))
-        return Crew(health=self._health(now), workers=workers)
+        slots = [slot for slot in self._slots() if slot is not self._coordinator]
+        others = {str(slot.child.pid): slot.name for slot in slots if slot.child is not None}
+        return Crew(health=self._health(now), workers=workers, others=others)
 
     def _state(self, place: Place, child: Child, now: float) -> ProcessState:
         if child.pid == place.successor:

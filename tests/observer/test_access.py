@@ -57,11 +57,16 @@ def test_only_the_page_itself_may_change_something(origin: str | None, may: bool
 
 
 def test_a_token_is_taken_from_the_header_then_the_address_then_the_cookie() -> None:
-    header, cookie, query = {"authorization": "Bearer one"}, {"pysqlx_token": "three"}, {"token": "two"}
+    header, cookie, query = (
+        {"authorization": "Bearer one"},
+        {"pysqlx_token_8787": "three", "pysqlx_token_9000": "another page"},
+        {"token": "two"},
+    )
     assert token_of(header, cookie, query) == "one"
     assert token_of({"authorization": "bearer  one "}, {}, {}) == "one"
     assert token_of({"authorization": "Basic one"}, cookie, query) == "two"
-    assert token_of({}, cookie, {}) == "three"
+    assert token_of({"host": "localhost:8787"}, cookie, {}) == "three"  # cookies know no ports
+    assert token_of({"host": "localhost:80"}, cookie, {}) is None
     assert token_of({}, {}, {}) is None
 
 

@@ -28,6 +28,13 @@ with PySQLXEnginePoolSync(uri="sqlite:./x.db", min_size=1, max_size=4) as pool:
     print("up", os.environ["PYSQLX_WORKER_ID"], flush=True)
     threading.Event().wait()
 """
+SERVES = """
+from pysqlx_engine.workers import JobQueue
+queue = JobQueue("sqlite:./x.db")
+@queue.task
+async def nothing() -> None: ...
+queue.run()
+"""
 HAS_NO_POOL = """
 import threading
 print("up", flush=True)
@@ -105,6 +112,15 @@ def test_workers_without_a_pool_are_there_too(tmp_path: Path) -> None:
         assert len(pids) == 2
         assert pids < set(run.pids())
         assert status.budgets == []
+
+
+def test_whoever_else_the_supervisor_has_started_has_a_name(tmp_path: Path) -> None:
+    with running(tmp_path, SERVES) as run:
+        names: set[str | None] = set()
+        while names != {"worker 0", "worker 1", "dispatcher"}:
+            assert run.process.poll() is None
+            _, out, _ = ctl(tmp_path, "status", "--json")  # nothing as long as it starts
+            names = {worker.name for worker in msgspec.json.decode(out, type=RunStatus).workers} if out else set()
 
 
 def test_a_coordinator_alone_knows_of_no_workers(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-COOKIE = "pysqlx_token"
 _LOOPBACK_NAMES = frozenset({"localhost"})
 
 
@@ -56,12 +55,17 @@ class Access:
         return None
 
 
+def cookie_for(host: str) -> str:
+    """What the cookie with the token is called. Cookies know no ports, and another page may be at another one."""
+    return f"pysqlx_token_{host.rpartition(':')[2]}"
+
+
 def token_of(headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> str | None:
     """The first that is there."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return query.get("token") or cookies.get(COOKIE)
+    return query.get("token") or cookies.get(cookie_for(headers.get("host", "")))
 
 
 def _name(host: str) -> str:

@@ -38,7 +38,7 @@ class Point(msgspec.Struct, kw_only=True):
     wait: float
     """Seconds that nine of ten of them waited at most; 0 where none waited."""
     holders: dict[str, float]
-    """Leases by process: `worker 3`, or `pid 4711`."""
+    """Leases by process: `worker 3`, `dispatcher`, or `pid 4711`."""
 
 
 class Recent(msgspec.Struct, kw_only=True):
@@ -169,7 +169,7 @@ def _holders(status: RunStatus, database: str) -> dict[str, int]:
     for worker in status.workers:
         leases = sum(pool.leases for pool in worker.pools if pool.database == database)
         if leases:
-            held[f"pid {worker.pid}" if worker.worker is None else f"worker {worker.worker}"] += leases
+            held[worker.called] += leases
     return held
 
 

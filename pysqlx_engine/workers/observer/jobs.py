@@ -16,7 +16,7 @@ from dataclasses import replace
 import msgspec
 
 from ...engine.uri import parse_uri
-from ...errors import JobError, PoolError, PySQLXError, SettingsError
+from ...errors import JobError, JobSchemaError, PoolError, PySQLXError, SettingsError
 from ..jobs.administration import Administration
 from ..jobs.dialects import dialect_of
 from ..jobs.dispatcher import prepare
@@ -27,6 +27,8 @@ from ..jobs.views import Ended, PausedQueue, TaskCounts
 
 EVERY = 5.0
 """Seconds between two looks."""
+EVERY_WITHOUT = 30.0
+"""The same, where there are no job tables: PYSQLX_URI is set, and nobody has a queue there."""
 SHARE = 0.05
 """Of the time that looks may take: where millions of jobs wait, there are fewer looks."""
 PATIENCE = 5.0
@@ -92,6 +94,7 @@ class JobsDatabase:
         """Look again and again."""
         while True:
             self._changed.clear()
+            every = EVERY
             try:
                 self.status = await self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
@@ -99,9 +102,11 @@ class JobsDatabase:
                     database=self.database, error=str(error) or repr(error), queues=sorted(self.queues), at=time.time(),
                     ended=self._ended,
                 )  # fmt: skip
+                if isinstance(error, NoJobTablesError) and not self.queues:
+                    every = EVERY_WITHOUT
             self._has_looked.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(EVERY, self._took / SHARE))
+                await asyncio.wait_for(self._changed.wait(), max(every, self._took / SHARE))
 
     def look_soon(self) -> None:
         """Something was changed: whoever did it wants to see it."""
@@ -152,6 +157,8 @@ class JobsDatabase:
                 dialect = replace(dialect_of(connection), migrates_by_itself=False)
                 await prepare(connection, dialect)
                 yield Administration(connection, dialect)
+        except JobSchemaError as error:
+            raise NoJobTablesError(str(error)) from None
         except (PySQLXError, PoolError, JobError, SettingsError) as error:
             raise JobsError(str(error)) from None
         finally:
@@ -179,3 +186,7 @@ def _together(some: list[Ended]) -> list[Ended]:
 
 class JobsError(Exception):
     """Why the jobs cannot be looked at, or changed, now."""
+
+
+class NoJobTablesError(JobsError):
+    """There are none, or they are not of this version."""

@@ -126,7 +126,7 @@ def _workers(status: RunStatus, first: int, room: int) -> Iterable[Text | Table]
     table.add_column("state", no_wrap=True)
     workers = status.workers[first : first + room]
     for worker in workers:
-        name = str(worker.worker) if worker.worker is not None else _role(worker.pools[0].name if worker.pools else "")
+        name = str(worker.worker) if worker.worker is not None else worker.name or "-"
         state = str(worker.state or "")
         table.add_row(
             name, str(worker.pid or "-"), duration(worker.uptime), str(worker.restarts), str(worker.leases),
@@ -138,11 +138,6 @@ def _workers(status: RunStatus, first: int, room: int) -> Iterable[Text | Table]
     rest = len(status.workers) - first - len(workers)
     if first or rest > 0:
         yield Text(f"{first} above, {max(0, rest)} below: up and down", "dim")
-
-
-def _role(pool: str) -> str:
-    """Who has joined without being a worker is known by its pool: `dispatcher of pid 12`."""
-    return shown(pool.partition(" of ")[0])[:12] or "-"
 
 
 def _queues(jobs: JobsStatus) -> Iterable[Text | Table]:

@@ -73,7 +73,8 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
         if "token" in request.query_params:  # out of the address: it would stay in the browser's history
             response: Response = RedirectResponse("/", 303)
             # Lax: whoever follows a link to a job, from a chat say, is known as well. Nothing is changed by a GET.
-            response.set_cookie(access.COOKIE, request.query_params["token"], httponly=True, samesite="lax")
+            cookie = access.cookie_for(request.headers.get("host", ""))
+            response.set_cookie(cookie, request.query_params["token"], httponly=True, samesite="lax")
             return response
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
 

@@ -97,7 +97,8 @@ function budgetSection({ budget: { database } }) {
   return node;
 }
 
-const nameOf = (process) => (process.worker === null ? `pid ${process.pid}` : `worker ${process.worker}`);
+// As `WorkerStatus.called` has it: the chart names them so.
+const nameOf = ({ name, worker, pid }) => name ?? (worker === null ? `pid ${pid}` : `worker ${worker}`);
 
 // "requests of worker 2" is "requests" where the worker has a row of its own; the database where there are several.
 function poolsOf(process, several) {
