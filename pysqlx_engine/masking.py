@@ -38,7 +38,7 @@ def _mask_option(option: re.Match[str]) -> str:
 
 
 _DATABASE = r"(?:postgres(?:ql)?|mysql|mariadb|sqlserver)(?:\+\w+)?"
-_IN_TEXT = re.compile(r"(?i)\b(?:jdbc:)?([a-z][a-z0-9+.-]{0,30})://(?:\{[^}\n]*\}|[^\s'\"`<>])+")
+_IN_TEXT = re.compile(r"(?i)\b(?:jdbc:)?([a-z][a-z0-9+.-]{0,30})://(?:\{[^}\n]{0,200}\}|[^\s'\"`<>])+")
 _DATABASE_SCHEME = re.compile(rf"(?i){_DATABASE}")
 _CREDENTIALS = re.compile(r"(://[^/?#:@]*):[^/?#@]*@")
 # A blank or a quotation mark in a password is where a URI would end. What looks like a port is none.
