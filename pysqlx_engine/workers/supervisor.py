@@ -13,23 +13,18 @@ import os
 import secrets
 import selectors
 import signal
-import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import msgspec
-import multiprocess
-from multiprocess import resource_tracker
-from multiprocess.process import _children as reaped_by_multiprocess
 from setproctitle import setproctitle
 
 from ..errors import SettingsError
 from ..system import nonblocking_pipe
 from .children import UP_AFTER, Child, Slot
-from .control_pair import control_pair
+from .crew import crew_of, health_of, status_of
 from .deaths import Deaths, deaths
 from .endpoints import local
 from .formation import (
@@ -47,10 +42,10 @@ from .formation import (
     too_often,
 )
 from .jobs.served import DIRECTORY, MAX_JOBS, MAX_MEMORY, DispatcherSpec, Recycle, Retired, ServedQueue, Serving
-from .logs import Source, Voice, wrap
-from .messages import Totals
+from .launching import Launcher
+from .logs import Voice
 from .observer.spec import ObserverSpec, shown
-from .output import Pump, Wrapper, line_prefix, log_to
+from .output import Pump, log_to
 from .plan import RunPlan
 from .process import (
     CHILD_SIGNALS,
@@ -64,18 +59,7 @@ from .process import (
     reap,
 )
 from .progress import Progress
-from .status import (
-    BudgetStatus,
-    Crew,
-    CrewMember,
-    Health,
-    PoolLook,
-    ProcessState,
-    RunStatus,
-    TotalsStatus,
-    WorkerStatus,
-    numbers,
-)
+from .status import Crew, Health, RunStatus
 from .systemd import Systemd
 from .worker import BOOT_FAILURE, MESSAGE_LIMIT, BootFailure, Message, PoolStarted, Statistics, WorkerSpec
 from .worker import main as worker_main
@@ -113,7 +97,6 @@ class Supervisor:
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
         self._run_id = secrets.token_hex(4)
-        self._context = multiprocess.get_context("spawn")
         self._selector = selectors.DefaultSelector()
         self._deaths: Deaths[int] = deaths()  # by pid
         self._selector.register(self._deaths, selectors.EVENT_READ, self._on_deaths)
@@ -150,6 +133,8 @@ class Supervisor:
         messages, self._messages = nonblocking_pipe()
         self._stderr.add(messages, b"pysqlx-run: " if plan.logs.format == "text" else b"")
         self._voice = Voice(plan.logs, "supervisor")
+        pumps = (self._stdout, self._stderr) if plan.prefix else None
+        self._launcher = Launcher(plan.name, plan.logs, self._deaths, pumps)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -175,11 +160,7 @@ class Supervisor:
         return self._status
 
     def _start(self) -> None:
-        # Started by somebody who ignores CHLD, so do we, and so would our children: the kernel would then reap whoever
-        # ends before we can ask how.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # The tracker unblocks signals when it starts: it must not do so while we start a child with signals blocked.
-        resource_tracker.ensure_running()
+        self._launcher.prepare()
         if self._coordinator is None:
             self._start_workers()
         else:
@@ -291,40 +272,16 @@ class Supervisor:
         return min((moment for moment in moments if moment > now), default=None)
 
     def _health(self, now: float) -> Health:
-        """Whether all that is to be there is there. A worker that says neither of a pool nor of a queue is up when it
-        has lived for a second."""
-        workers = self._formation.expected if self._workers_started else self._formation.staying
-        children = [self._children[place.process] for place in workers if place.process is not None]
-        up = sum(child.is_up(now) for child in children)
+        expected = self._formation.expected if self._workers_started else self._formation.staying
         coordinator = self._coordinator is None or self._coordinator.child is not None
-        ready = up == len(workers) and coordinator and self._workers_started and not self._stopping
-        return Health(ready=ready, workers=len(workers), up=up, coordinator=coordinator)
+        running = self._workers_started and not self._stopping
+        return health_of(expected, self._children, now, coordinator=coordinator, running=running)
 
     def _crew(self, now: float) -> Crew:
-        workers = []
-        for number in sorted(self._formation.places):
-            place = self._formation.places[number]
-            for pid in sorted(place.pids):
-                child = self._children[pid]
-                workers.append(
-                    CrewMember(
-                        worker=number, pid=pid, state=self._state(place, child, now),
-                        uptime=round(now - child.started, 3), restarts=place.restarts,
-                    )
-                )  # fmt: skip
-            if place.restart_at is not None or place.waits_for_change:
-                state = ProcessState.RESTARTING
-                workers.append(CrewMember(worker=number, pid=None, state=state, uptime=0.0, restarts=place.restarts))
         slots = [slot for slot in self._slots() if slot is not self._coordinator]
-        others = {str(slot.child.pid): slot.name for slot in slots if slot.child is not None}
-        return Crew(health=self._health(now), workers=workers, others=others)
-
-    def _state(self, place: Place, child: Child, now: float) -> ProcessState:
-        if child.pid == place.successor:
-            return ProcessState.TAKING_OVER
-        if child.pid in place.former or place.retired or place.leaving or self._stopping:
-            return ProcessState.ENDING
-        return ProcessState.UP if child.is_up(now) else ProcessState.STARTING
+        others = [slot.child for slot in slots if slot.child is not None]
+        places, health = self._formation.places, self._health(now)
+        return crew_of(places, self._children, others, health, now, stopping=self._stopping)
 
     def _time_to_wait(self) -> float | None:
         due = [slot.restart_at for slot in self._slots()]
@@ -367,7 +324,7 @@ class Supervisor:
 
     def _start_worker(self, place: Place, *, takes_over: bool) -> None:
         try:
-            child = self._launch(f"worker {place.number}", place.number, place=place)
+            child = self._launch_worker(place)
         except OSError as error:  # no descriptor, process or memory to be had: that may pass
             reason, now = error.strerror or str(error), time.monotonic()
             self._perform(self._formation.not_started(place, reason, now, takes_over=takes_over))
@@ -386,7 +343,7 @@ class Supervisor:
 
     def _start_child(self, slot: Slot) -> None:
         try:
-            child = self._launch(slot.name, -1, slot=slot)
+            child = self._launch_into(slot)
         except OSError as error:
             self._decide(slot, f"could not be started: {error.strerror or error}", 1, 0.0)
             return
@@ -403,69 +360,22 @@ class Supervisor:
         if child.ready is not None:
             self._selector.register(child.ready, selectors.EVENT_READ, lambda: self._on_ready(child))
 
-    def _launch(self, name: str, color: int, *, place: Place | None = None, slot: Slot | None = None) -> Child:
-        """Start a process. Raises OSError, and has left nothing behind then, when the system does not let us."""
-        control = ready = None
-        arguments: tuple[object, ...]
-        # The child's ends of its pipes, which we close once it has them; and ours, which stay if it was started.
-        with contextlib.ExitStack() as its_ends, contextlib.ExitStack() as our_ends:
-            source = Source(self._plan.name, name, place.number if place is not None else None)
-            stdout, stderr = self._output_pipes(source, color, its_ends)
-            if slot is not None and slot is self._coordinator:
-                ready, child_ready = self._context.Pipe(duplex=False)
-                our_ends.callback(ready.close)
-                its_ends.callback(child_ready.close)
-                arguments = (os.getpid(), self._coordinator_config(), self._plan.logs, child_ready, stdout, stderr)
-                process = self._context.Process(target=coordinator_main, args=arguments, name=name)
-            else:
-                control, child_control = control_pair()
-                our_ends.callback(control.close)
-                its_ends.callback(child_control.close)
-                control.setblocking(False)  # a send is not to make us wait
-                target: Callable[..., None] = worker_main
-                if place is not None:
-                    spec: WorkerSpec | DispatcherSpec | ObserverSpec = self._worker_spec(place)
-                else:
-                    assert slot is not None
-                    spec, target = self._spec_of(slot)
-                arguments = (spec, child_control, stdout, stderr)
-                process = self._context.Process(target=target, args=arguments, name=name)
-            with _hidden_main_module(), _blocked(CHILD_SIGNALS):
-                process.start()
-            source.pid = process.pid
-            # With each start it reaps whoever has ended meanwhile, and there is no other way to tell it not to. We
-            # reap: a death that was reaped elsewhere cannot be looked at any more, and the pid may be somebody else's.
-            reaped_by_multiprocess.discard(process)
-            try:
-                self._deaths.watch(process.pid, process.pid)
-            except OSError:  # nobody would tell us when it ends
-                kill_group(process.pid)
-                process.join()
-                process.close()
-                raise
-            our_ends.pop_all()
-        return Child(name, process, time.monotonic(), place, slot, control=control, ready=ready)
+    def _launch_worker(self, place: Place) -> Child:
+        name = f"worker {place.number}"
+        spec = self._worker_spec(place)
+        launched = self._launcher.launch(worker_main, spec, name=name, color=place.number, worker=place.number)
+        return Child(name, launched.process, time.monotonic(), place, control=launched.control)
 
-    def _output_pipes(
-        self, source: Source, color: int, its_ends: contextlib.ExitStack
-    ) -> tuple[Connection | None, Connection | None]:
-        if not self._plan.prefix:
-            return None, None
-        ends = []
-        for pump, destination in ((self._stdout, 1), (self._stderr, 2)):
-            reader, writer = self._context.Pipe(duplex=False)
-            its_ends.callback(writer.close)
-            with reader:
-                pump.add(os.dup(reader.fileno()), self._line_dress(source, color, destination))
-            ends.append(writer)
-        return ends[0], ends[1]
-
-    def _line_dress(self, source: Source, color: int, destination: int) -> bytes | Wrapper:
-        """What becomes of a line that a child has printed."""
-        if self._plan.logs.format == "text":
-            return line_prefix(source.process, color, destination, os.environ)
-        stream = "stdout" if destination == 1 else "stderr"
-        return lambda line: wrap(line, source, stream, time.time())
+    def _launch_into(self, slot: Slot) -> Child:
+        if slot is self._coordinator:
+            before = (os.getpid(), self._coordinator_config(), self._plan.logs)
+            launched = self._launcher.launch(coordinator_main, *before, name=slot.name, says_when_ready=True)
+        else:
+            spec, target = self._spec_of(slot)
+            launched = self._launcher.launch(target, spec, name=slot.name)
+        return Child(
+            slot.name, launched.process, time.monotonic(), slot=slot, control=launched.control, ready=launched.ready
+        )
 
     def _environment(self) -> dict[str, str]:
         """What workers and dispatchers have to know of the run."""
@@ -1012,7 +922,7 @@ class Supervisor:
         """Answer every open question. A worker that has not told its pools is shown without any: something holds its
         interpreter up."""
         self._answer_by = None
-        status = self.status()
+        status = msgspec.to_builtins(self.status())
         for reply in self._questions:
             reply(status)
         self._questions.clear()
@@ -1020,35 +930,10 @@ class Supervisor:
     def _workers(self) -> list[Child]:
         return [child for child in self._children.values() if child.place is not None]
 
-    def status(self) -> Json:
-        """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools.
-
-        The pools of a worker that joined nobody share one budget for each database. Of a budget that a coordinator of
-        another run has, this is our run's part.
-        """
+    def status(self) -> RunStatus:
+        """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools."""
         now = time.monotonic()
-        workers = [
-            WorkerStatus(
-                worker=child.place.number, pid=child.pid, uptime=round(now - child.started, 3),
-                restarts=child.place.restarts, pools=list(child.pools or ()), **numbers(child.pools or ()),
-            )
-            for child in self._workers()
-            if child.place is not None
-        ]  # fmt: skip
-        by_database: dict[str, list[PoolLook]] = {}
-        for child in self._workers():
-            for pool in child.pools or []:
-                by_database.setdefault(pool.database, []).append(pool)
-        budgets = []
-        for database, pools in by_database.items():
-            sums = numbers(pools)
-            totals = TotalsStatus.of(sum((pool.totals for pool in pools), Totals(0)))
-            size = max(pool.max_size for pool in pools)
-            budgets.append(BudgetStatus(database=database, size=size, leased=sums.pop("leases"), totals=totals, **sums))
-        status: Json = msgspec.to_builtins(
-            RunStatus(run=self._plan.name, health=self._health(now), budgets=budgets, workers=workers)
-        )
-        return status
+        return status_of(self._plan.name, self._workers(), self._health(now), now)
 
 
 def _as_a_reason(status: int) -> str:
@@ -1068,23 +953,3 @@ def _has_terminal() -> bool:
 
 def _leave_it_to_the_loop(number: int, frame: types.FrameType | None) -> None:
     """The interpreter has written the number into the wake-up pipe already."""
-
-
-@contextlib.contextmanager
-def _blocked(signals: frozenset[signal.Signals]) -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _hidden_main_module() -> Iterator[None]:
-    """Keep a child from importing our `__main__` (the `pysqlx-run` command) before it starts its own work."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
