@@ -107,6 +107,12 @@ def _check_http(address: str | None) -> str | None:
     return address
 
 
+def _check_token(token: SecretStr | None) -> SecretStr | None:
+    if token is not None and not re.fullmatch(r"[!-~]{16,200}", token.get_secret_value()):
+        raise ValueError("no token")  # it has to fit into a header
+    return token
+
+
 _HttpAddress = Annotated[
     str | None,
     AfterValidator(_check_http),
@@ -120,7 +126,9 @@ class ObserverSettings(_Settings):
     dashboard: _HttpAddress = None
     """Where the web page listens. Elsewhere than on loopback it needs a token."""
     dashboard_token: Annotated[
-        SecretStr | None, Field(min_length=16, description="a secret of at least 16 characters")
+        SecretStr | None,
+        AfterValidator(_check_token),
+        Field(description="a secret of 16 to 200 letters, digits and signs, without blanks"),
     ] = None
     """Who has it may see the page and press its buttons. `None`: on loopback nobody needs one, elsewhere one is made at
     each start and printed."""

@@ -100,7 +100,7 @@ class BudgetClient(Protocol):
         """The demand as it is now. Asked for at the moment of sending, so that an old one never overtakes a new one."""
 
     def tell_counters(self) -> Counters:
-        """What was counted since the start, to be read and not to be kept."""
+        """What was counted since the start, at this moment."""
 
 
 class Budget(Protocol):

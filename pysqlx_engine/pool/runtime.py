@@ -479,7 +479,8 @@ class PoolRuntime:
             return self.core.tell(time.monotonic())
 
     def tell_counters(self) -> Counters:
-        return self._counters
+        with self._locked_or_interrupted():
+            return copy.deepcopy(self._counters)
 
     # -- start and stop -------------------------------------------------------------------------------------------
 

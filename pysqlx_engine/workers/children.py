@@ -25,7 +25,8 @@ UP_AFTER = 1.0
 
 @dataclass(slots=True)
 class Slot:
-    """A place for the coordinator, or for a queue's dispatcher. It stays while its processes come and go."""
+    """A place for the coordinator, for a queue's dispatcher or for the observer. It stays while its processes come and
+    go."""
 
     name: str
     policy: RestartPolicy
@@ -52,7 +53,7 @@ class Child:
     had_a_pool: bool = False
     serves: Counter[str] = field(default_factory=Counter)  # its queues, by their sockets
     serving: int = 0  # queues of which it can be given jobs
-    told_to_end: bool = False  # a dispatcher, or the coordinator
+    told_to_end: bool = False  # who is no worker
     dead: bool = False
 
     @property

@@ -151,7 +151,7 @@ def _check_ready(run: RunDirectory, *, ready: bool) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from ..settings import load_run_settings
+    from ..settings import is_http_address, load_run_settings
     from .observer.spec import DEFAULT, check_installed, listen
 
     run = _run_to_ask(options.name)
@@ -159,11 +159,16 @@ def _dashboard(options: argparse.Namespace) -> None:
         check_installed(dashboard=True, metrics=False)
         settings = load_run_settings(options.settings, uri=options.uri)
         token = settings.dashboard_token
-        listening = listen(options.listen or DEFAULT, None, token.get_secret_value() if token is not None else None)
+        address = options.listen or DEFAULT
+        if not is_http_address(address):
+            raise SettingsError(f"--listen {address} is not allowed: it has to be HOST:PORT")
+        listening = listen(address, None, token.get_secret_value() if token is not None else None, "--listen")
     except SettingsError as error:
         raise _Failure(str(error), USAGE) from None
     from .observer.process import observe_alone
+    from .observer.watch import joining
 
+    _join(run, joining)
     _say(f"run {run.name}: {listening.url}")
     observe_alone(run, listening, settings.uri.get_secret_value() if settings.uri is not None else None)
 
@@ -179,11 +184,20 @@ def _top(options: argparse.Namespace) -> None:
     except SettingsError as error:
         raise _Failure(str(error), USAGE) from None
     from .observer.top import show
+    from .observer.watch import joining
 
+    _join(run, joining)
     uri = settings.uri.get_secret_value() if settings.uri is not None else None
     text = show(run, uri, once=options.once)
     if text is not None:
         _say(text)
+
+
+def _join(run: RunDirectory, joining: Callable[[RunDirectory], None]) -> None:
+    try:
+        joining(run)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_answer(run, error) from None
 
 
 def _scale(options: argparse.Namespace) -> None:

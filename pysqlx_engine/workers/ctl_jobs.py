@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
@@ -467,10 +466,9 @@ def _with_database(
     async def run() -> T:
         async with connection:
             if tables:
-                from .jobs.dispatcher import prepare
+                from .jobs.schema import check_tables
 
-                # A look at a database changes nothing, so on SQLite, too, nobody but `migrate` makes tables.
-                await prepare(connection, replace(dialect, migrates_by_itself=False))
+                await check_tables(connection)
             return await act(Administration(connection, dialect))
 
     try:

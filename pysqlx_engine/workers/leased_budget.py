@@ -109,6 +109,7 @@ class LeasedBudget:
         self._pressed = False
         """Whether somebody else waits: a ceiling is set."""
         self._report_due = False
+        self._told_before = Totals(self.pool_id)
         self._answer: asyncio.Future[None] | None = None
 
     @property
@@ -204,8 +205,9 @@ class LeasedBudget:
 
     def detach(self) -> None:
         if self._client is not None:
+            totals = self._totals()
             with self._link.lock:
-                self._link.post(self._totals())
+                self._link.post(totals)
         self._link.remove(self)
 
     def label(self, pool: str) -> str:
@@ -240,7 +242,12 @@ class LeasedBudget:
 
     def _totals(self) -> Totals:
         assert self._client is not None
-        return Totals.of(self.pool_id, self._client.tell_counters())
+        return Totals.of(self.pool_id, self._client.tell_counters()) - self._told_before
+
+    def count_anew(self) -> None:
+        """Another coordinator counts from 0: what was counted before it is no news of its time."""
+        if self._client is not None:
+            self._told_before = Totals.of(self.pool_id, self._client.tell_counters())
 
     def receive(self, message: ToPool) -> None:
         client = self._client

@@ -100,6 +100,8 @@ class Membership(ABC):
         """The coordinator's epoch while we are joined, else None."""
         self._last_epoch = 0
         """That of the last coordinator that we heard of."""
+        self._joined_epoch: int | None = None
+        """That of the last coordinator that we joined."""
         self._session = 0
         self._sent = 0
         self._taken = 0
@@ -325,6 +327,10 @@ class Membership(ABC):
             for held in claim.leases:
                 self._heard_of(claim.pool, held)
         self._extend(self._greeted_at)
+        if self._joined_epoch not in {None, welcome.epoch}:
+            for budget in self._all():
+                budget.count_anew()
+        self._joined_epoch = welcome.epoch
         with self.lock:
             self._epoch = welcome.epoch
             for budget in self._budgets.values():

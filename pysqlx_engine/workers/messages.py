@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -142,6 +142,10 @@ class Durations(msgspec.Struct, array_like=True, frozen=True):
         both = itertools.zip_longest(self.buckets, other.buckets, fillvalue=0)
         return Durations(self.sum + other.sum, [one + another for one, another in both])
 
+    def __sub__(self, other: Durations) -> Durations:
+        both = itertools.zip_longest(self.buckets, other.buckets, fillvalue=0)
+        return Durations(max(0.0, self.sum - other.sum), [one - another for one, another in both])
+
     @staticmethod
     def of(histogram: Histogram, zeros: int = 0) -> Durations:
         """What was counted, and `zeros` more that took no time."""
@@ -152,7 +156,7 @@ class Durations(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Totals(msgspec.Struct, tag="totals", array_like=True, frozen=True):
-    """What a pool has counted since its start: `PoolStats` says what each is."""
+    """What a pool has counted since its start, or since this coordinator is there: `PoolStats` says what each is."""
 
     pool: int
     requests: Natural = 0
@@ -169,8 +173,15 @@ class Totals(msgspec.Struct, tag="totals", array_like=True, frozen=True):
     close: Durations = Durations()
 
     def __add__(self, other: Totals) -> Totals:
-        names = self.__struct_fields__[1:]
-        return Totals(0, *(getattr(self, name) + getattr(other, name) for name in names))
+        return Totals(0, *(one + another for one, another in zip(self._counted, other._counted, strict=True)))
+
+    def __sub__(self, other: Totals) -> Totals:
+        """What was counted since `other`, which the same pool has said."""
+        return Totals(self.pool, *(one - another for one, another in zip(self._counted, other._counted, strict=True)))
+
+    @property
+    def _counted(self) -> tuple[Any, ...]:
+        return msgspec.structs.astuple(self)[1:]
 
     @staticmethod
     def of(pool: int, counted: Counters) -> Totals:

@@ -69,6 +69,10 @@ exit status:
 _OWN_DESCRIPTORS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
+_LIKE_AN_ADDRESS = re.compile(r"[^/]*:\d*|\d+")
+"""No file that is a script, no module and no module:callable: a good address, or one that is refused as such."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -155,7 +159,7 @@ def _run(options: argparse.Namespace, settings: RunSettings) -> int:
 
     from .logs import LogSpec
     from .plan import RunPlan
-    from .rundir import RunDirectoryError, default_name, run_directory
+    from .rundir import Joined, OwnCoordinator, RunDirectoryError, default_name, run_directory
     from .supervisor import Supervisor
 
     name = settings.name or default_name(options.script)
@@ -210,8 +214,15 @@ def _run(options: argparse.Namespace, settings: RunSettings) -> int:
         raise SettingsError("--no-prefix: with --log-format json the lines of all go through one hand that wraps them")
     if settings.log_file is not None:
         _log_to(settings)
+    coordinator = (
+        Joined(settings.coordinator, settings.curve_keys)
+        if settings.coordinator is not None
+        else OwnCoordinator()
+        if plan.start_coordinator
+        else None
+    )
     try:
-        claimed = directory.claim(supervised=True)
+        claimed = directory.claim(supervised=True, coordinator=coordinator)
     except RunDirectoryError as error:
         raise _BootFailureError(str(error)) from None
     try:
@@ -223,12 +234,11 @@ def _run(options: argparse.Namespace, settings: RunSettings) -> int:
 def _with_address(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     """The arguments, with the usual address where --dashboard is followed by none: what follows it may be SCRIPT, which
     argparse would take for it."""
-    from ..settings import is_http_address
     from .observer.spec import DEFAULT
 
     for at, word in enumerate(words):
         action = parser._option_string_actions.get(word)
-        if word == "--dashboard" and not (at + 1 < len(words) and is_http_address(words[at + 1])):
+        if word == "--dashboard" and not (at + 1 < len(words) and _LIKE_AN_ADDRESS.fullmatch(words[at + 1])):
             return [*words[:at], f"--dashboard={DEFAULT}", *words[at + 1 :]]
         is_value = at > 0 and (before := parser._option_string_actions.get(words[at - 1])) and before.nargs is None
         if action is None and not word.startswith("-") and not is_value:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import SettingsError
@@ -37,6 +37,18 @@ _SWEEP_TIME = 1.0  # seconds: far more than another run needs to look through a 
 
 class RunDirectoryError(RuntimeError):
     """The directory of a run cannot be used. The text says which, why and what to do."""
+
+
+class OwnCoordinator:
+    """The run has one, in its directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The run has joined one that somebody else has started."""
+
+    address: str
+    curve_keys: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +103,20 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def claim(self, *, supervised: bool) -> ClaimedRun:
+    def coordinator(self) -> OwnCoordinator | Joined | None:
+        """Where the run's pools get their budgets; None: each process has its own. Raises OSError when nobody owns the
+        directory."""
+        record = json.loads(self.owner.read_bytes())
+        if isinstance(record["coordinator"], dict):
+            return Joined(**record["coordinator"])
+        return OwnCoordinator() if record["coordinator"] else None
+
+    def claim(self, *, supervised: bool, coordinator: OwnCoordinator | Joined | None = None) -> ClaimedRun:
         """Make this directory ours, with what a dead run of this name left behind cleared away.
 
         The journal is left: who took part in the dead run may still have sessions on a server. `supervised`: the
         coordinator dies with this process, so that only who joined it may need the directory once we are dead.
+        `coordinator`: where the run's pools get their budgets, for others who look at it.
         Raises `RunDirectoryError` when a live run has the name, or when somebody else could get in.
         """
         _check_socket_path(self.socket)
@@ -127,7 +148,9 @@ class RunDirectory:
         me = os.getpid()
         written = self.path / "owner.new"
         try:
-            written.write_text(json.dumps({"pid": me, "start": start_time(me), "supervised": supervised}))
+            record = {"pid": me, "start": start_time(me), "supervised": supervised}
+            told = asdict(coordinator) if isinstance(coordinator, Joined) else coordinator is not None
+            written.write_text(json.dumps(record | {"coordinator": told}))
             written.replace(self.owner)
         except OSError as error:
             os.close(lock)

@@ -17,7 +17,7 @@ from ..settings import StandaloneSettings
 from .endpoints import listening, local
 from .logs import LogSpec, set_up
 from .process import open_standard_streams
-from .rundir import RunDirectoryError, run_directory
+from .rundir import OwnCoordinator, RunDirectoryError, run_directory
 
 __all__ = ["CannotStartError", "run_coordinator"]
 
@@ -43,7 +43,7 @@ def run_coordinator(settings: StandaloneSettings, announce: Callable[[dict[str, 
     if settings.bind is not None:
         listening(settings.bind, settings.curve_keys)  # what is not safe is refused before anything is claimed
     try:
-        claimed = directory.claim(supervised=False)
+        claimed = directory.claim(supervised=False, coordinator=OwnCoordinator())
     except RunDirectoryError as error:
         raise CannotStartError(str(error)) from None
     _allow_open_files()

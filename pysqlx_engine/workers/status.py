@@ -230,8 +230,9 @@ class RunStatus(msgspec.Struct, kw_only=True):
     health: Health
     budgets: list[BudgetStatus]
     workers: list[WorkerStatus]
-    deaths: Count = 0
-    """Processes that died, or could not be reached any more, without having closed their pools, until now."""
+    deaths: Count | None = None
+    """Processes that died, or could not be reached any more, without having closed their pools, as the coordinator has
+    counted. null: there is none, or it does not answer."""
 
 
 def merged(status: RunStatus, crew: Crew) -> RunStatus:

@@ -612,6 +612,8 @@ class Supervisor:
             slot.restart_at = time.monotonic() + decision.delay
             self._say(f"{slot.name} {how}; starting it again in {decision.delay:.1f} s", logging.WARNING)
         elif decision.verdict is Verdict.GIVE_UP and slot is self._observer:
+            assert self._plan.listening is not None
+            self._plan.listening.close()
             self._say(f"{slot.name} {how}, {too_often()}; the workers go on without it", logging.ERROR)
         elif decision.verdict is Verdict.GIVE_UP:
             self._status = FAILED
@@ -689,7 +691,7 @@ class Supervisor:
     def _kill(self, children: list[Child]) -> None:
         self._kill_at = None
         for child in children:
-            if self._status == DONE:
+            if self._status == DONE and (child.slot is None or child.slot is not self._observer):
                 self._status = FAILED
             kill_group(child.pid)
 
@@ -763,10 +765,13 @@ class Supervisor:
         self._check_that_it_runs()
         with contextlib.suppress(_RefusedOrder):  # then some have to wait until others have ended
             self._allow_open_files(2 * len(self._formation.expected))
+        before = self._settings
         try:
             self._settings = self._plan.environment()
         except SettingsError as error:
             raise _RefusedOrder(f"nothing is reloaded: {error}") from None
+        if self._settings != before and self._observer is not None and self._observer.child is not None:
+            self._observer.child.signal(signal.SIGTERM)  # the next one knows the new ones
         self._systemd.reloading()
         self._perform(self._formation.reload())
         return len(self._formation.staying)

@@ -68,7 +68,7 @@ def looked(*looks: RunStatus, every: float = 1.0, history: History | None = None
     """Looks that follow one another, from the moment 0 on."""
     history = history or History()
     for number, look in enumerate(looks):
-        history.add(number * every, look)
+        history.add(number * every, number * every, look)
     return history
 
 
@@ -122,9 +122,27 @@ def test_a_database_that_nobody_uses_any_more_is_forgotten() -> None:
     history = looked(*[status({0: 1})] * 30)
     nobody = status()
     nobody.budgets.clear()
-    history.add(30 + SPAN + STEP, nobody)
+    history.add(30 + SPAN + STEP, 30 + SPAN + STEP, nobody)
     assert history.points("db") == []
     assert history.recent() == {}
+
+
+def test_a_database_that_is_used_for_a_moment_in_an_hour_is_not_forgotten_in_the_midst_of_it() -> None:
+    history, nobody = looked(*[status({0: 1})] * 11), status()
+    nobody.budgets.clear()
+    begun = 10 + SPAN - STEP / 2  # the old point is too old before the new one is complete
+    for second in range(20):
+        history.add(begun + second, begun + second, status({0: 2}) if second < 3 else nobody)
+    [point] = history.points("db")
+    assert point.leased == 2
+
+
+def test_a_clock_that_is_set_back_does_no_harm() -> None:
+    history = History()
+    for second in range(60):
+        history.add(second, 1_000_000 + second - (3600 if second > 30 else 0), status({0: 1}, requests=second))
+    assert len(history.points("db")) == 5
+    assert history.recent()["db"].seconds == 59
 
 
 def test_the_last_minute() -> None:

@@ -114,6 +114,10 @@ def test_a_look_becomes_gauges_counters_and_histograms() -> None:
     assert value(found, "pysqlx_pool_wait_seconds_count") == 5
 
 
+def test_without_its_coordinator_nobody_knows_how_many_have_died() -> None:
+    assert "pysqlx_deaths_total" not in {name for name, _ in samples(page(status(), []).decode())}
+
+
 def test_a_run_that_does_not_answer_is_down_and_nothing_is_made_up() -> None:
     assert samples(page(None, []).decode()) == {("pysqlx_up", frozenset()): 0.0}
 
@@ -288,6 +292,14 @@ WAITS_FOR_A_FILE = """
 """
 
 
+def test_an_observer_that_does_not_end_is_killed_and_the_run_has_ended_well(tmp_path: Path) -> None:
+    with measured(tmp_path, USES_SOME, "-w", "2") as (run, _):
+        for _ in range(2):
+            run.line_with("up")
+        os.kill(run.pid_titled("observer"), signal.SIGSTOP)  # a database that does not answer, for instance
+    # `measured` has ended it, and seen it end with 0
+
+
 def test_an_address_that_somebody_else_has_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(USES_SOME)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -312,6 +324,8 @@ def test_the_dashboard_needs_no_address_and_what_follows_it_is_the_script() -> N
         (["-w", "2", "--dashboard", "[::1]:80", "script.py"], "[::1]:80", "script.py", []),
         (["--dashboard", "-w", "2", "shop.workers:main"], "127.0.0.1:8787", "shop.workers:main", []),
         (["script.py", "--dashboard"], None, "script.py", ["--dashboard"]),
+        (["--dashboard", "9000", "script.py"], "9000", "script.py", []),  # is refused, and is no script
+        (["--dashboard", "localhost:", "script.py"], "localhost:", "script.py", []),
     ):
         options = parser.parse_args(_with_address(parser, words))
         assert (options.dashboard, options.script, options.args) == (address, script, rest)

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from rich.console import Console, Group
 
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.workers.jobs.life import State
 from pysqlx_engine.workers.jobs.views import Ended, TaskCounts
 from pysqlx_engine.workers.messages import Totals
@@ -197,3 +198,6 @@ def test_one_frame_can_be_printed(tmp_path: Path) -> None:
         assert re.search("[23] of 3: 2 in use", out)  # perhaps with the connection by which it looks at jobs
         assert re.search(r"\d check-outs/s", out)
         assert "there are no job tables in this database" in out
+        with PySQLXEngineSync(f"sqlite:{tmp_path}/x.db") as conn:
+            (row,) = conn.query_as_dict("PRAGMA journal_mode")
+        assert row["journal_mode"] == "delete"  # to look changes nothing

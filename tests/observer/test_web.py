@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers.observer.process import MOST_CONNECTIONS
 from tests.servers import Database, free_port
 from tests.workers.runs import Run, started
 
@@ -27,6 +31,8 @@ with PySQLXEnginePoolSync(name="p") as pool:
         pass
 """
 TOKEN = "a-secret-of-this-test"
+NO_NUMBERS = [f"/api/jobs/{number}" for number in ("0", "x", "1e3", 2**63, "9" * 5000)]
+NO_NUMBERS += [f"/api/jobs?before={number}" for number in ("-1", "9" * 5000)]
 TAKES_ALL = SCRIPT.replace(
     '    print("up"', '    taken = [pool.connection().__enter__() for _ in range(2)]\n    print("up"'
 )
@@ -69,7 +75,7 @@ def test_health_and_headers_and_what_makes_no_sense(tmp_path: Path, sqlite_db: D
             assert client.get(path, headers={"Host": "evil.example"}).status_code == 403, path
         assert client.get("/static/../web.py").status_code == 404
 
-        for path in ("/api/jobs/0", "/api/jobs/x", "/api/jobs/1e3", f"/api/jobs/{2**63}", "/api/jobs?before=-1"):
+        for path in NO_NUMBERS:
             assert client.get(path).status_code == 400, path
         assert client.get("/api/jobs?state=lost").json() == {
             "error": "state 'lost': there are scheduled, available, running, retrying, completed, discarded, cancelled"
@@ -81,7 +87,8 @@ def test_health_and_headers_and_what_makes_no_sense(tmp_path: Path, sqlite_db: D
         assert client.post("/api/queues/%00/pause").status_code == 400
         for path in (f"/api/jobs/{ids[0]}/retry", "/api/queues/mail/pause"):
             assert client.get(path).status_code == 405, path
-            assert client.post(path, headers={"Origin": "http://evil.example"}).status_code == 403, path
+            for origin in ("http://evil.example", "http://[", "null"):
+                assert client.post(path, headers={"Origin": origin}).status_code == 403, path
 
         assert [job["id"] for job in client.get("/api/jobs").json()["jobs"]] == ids[::-1]
         assert client.get(f"/api/jobs?before={ids[1]}").json() == {
@@ -103,6 +110,8 @@ def test_a_token_is_needed_where_there_is_one(tmp_path: Path, sqlite_db: Databas
             assert client.get(path).status_code == 401, path
             assert client.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
         assert client.post("/api/queues/mail/pause").status_code == 401
+        for host in ("x/healthz?", "x/healthz#", "localhost/readyz?"):  # a Host is no path
+            assert client.get("/api/status", headers={"Host": host}).status_code == 401, host
         for path in ("/healthz", "/readyz"):
             assert client.get(path).status_code in {200, 503}, "a probe has none"
         assert client.get("/api/status", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
@@ -134,3 +143,13 @@ def test_where_the_budget_is_used_up_the_reason_is_said(tmp_path: Path, sqlite_d
         answer = client.get("/api/jobs")
         assert answer.status_code == 503
         assert "budget 2/2 leased" in answer.json()["error"]
+
+
+def test_who_only_connects_keeps_nobody_from_an_answer(tmp_path: Path, sqlite_db: Database) -> None:
+    with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as silent:
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        where = client.base_url.host, client.base_url.port or 80
+        connected = [silent.enter_context(socket.create_connection(where)) for _ in range(MOST_CONNECTIONS + 30)]
+        ends = [one for one in connected if select.select([one], [], [], 0.5)[0] and one.recv(1) == b""]
+        assert len(ends) >= 30  # sent away, because there are too many
+        assert client.get("/healthz").status_code == 200

@@ -87,12 +87,12 @@ class Here(Membership):
         assert isinstance(hello, Hello)
         return hello
 
-    def join(self, term: float | None = None) -> Hello:
+    def join(self, term: float | None = None, epoch: int = EPOCH) -> Hello:
         self.connected()
         self.time += SPREAD
         hello = self.greets()
         self.number = 0
-        self.receive(Welcome(EPOCH, hello.session, term))
+        self.receive(Welcome(epoch, hello.session, term))
         return hello
 
     def said(self) -> list[FromPool]:
@@ -308,6 +308,24 @@ def test_a_pool_that_goes_says_what_it_has_counted_and_is_not_reported() -> None
     assert isinstance(totals, Totals)
     assert (totals.requests, totals.wait.buckets) == (7, [7])  # none of them waited
     assert detach == Detach(budget.pool_id)
+
+
+def test_another_coordinator_hears_only_what_is_counted_from_then_on() -> None:
+    here = Here()
+    budget, client = pool(here)
+    here.join()
+    client.counters.requests = 7
+    here.hears(Ask(budget.pool_id))
+    assert [one.requests for one in here.said() if isinstance(one, Totals)] == [7]
+    here.disconnected()
+    here.join()  # the same one: its connection was lost
+    here.hears(Ask(budget.pool_id))
+    assert [one.requests for one in here.said() if isinstance(one, Totals)] == [7]
+    here.disconnected()
+    here.join(epoch=EPOCH + 2)
+    client.counters.requests = 9
+    here.receive(CoordinatorPacket(EPOCH + 2, here._session, 1, 0, [Ask(budget.pool_id)]))
+    assert [one.requests for one in here.said() if isinstance(one, Totals)] == [2]
 
 
 def test_who_is_asked_says_what_was_counted_and_then_reports() -> None:

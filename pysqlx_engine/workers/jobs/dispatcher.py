@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ...errors import ExecuteError, JobSchemaError, PoolError, PySQLXError, QueryError
+from ...errors import ExecuteError, PoolError, PySQLXError, QueryError
 from ...system import host_identity
 from ..rates import LogBound
 from . import faults
@@ -25,7 +25,7 @@ from .dispatch import MANY, NOTHING, Dispatch, Wanted
 from .limits import Limits
 from .periodic import Schedule, Ticks
 from .presence import BEAT, Presence, Register, owners_of
-from .schema import VERSION, migrate, use_wal, version_of
+from .schema import VERSION, check_tables, migrate, use_wal, version_of
 from .shares import Shares
 from .store import CLAIMS, Claim, Claimed, Progress, store_of
 
@@ -633,9 +633,6 @@ async def prepare(connection: PySQLXEngine, dialect: Dialect) -> None:
     database's schema. Raises JobSchemaError."""
     if dialect.provider == "sqlite":
         await use_wal(connection)
-    found = await version_of(connection)
-    if found < VERSION and dialect.migrates_by_itself:
+    if dialect.migrates_by_itself and await version_of(connection) < VERSION:
         await migrate(connection)
-    elif found < VERSION:
-        what = "there are no job tables in this database" if found == 0 else f"the job tables have version {found}"
-        raise JobSchemaError(f"{what}: run `pysqlx-ctl jobs migrate`, which brings them to version {VERSION}")
+    await check_tables(connection)

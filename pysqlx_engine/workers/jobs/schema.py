@@ -162,6 +162,14 @@ made twice, because on MySQL and MariaDB what was cut off is not undone."""
 VERSION = len(MIGRATIONS)
 
 
+async def check_tables(connection: PySQLXEngine) -> None:
+    """Changes nothing. Raises JobSchemaError where the tables are not there, or are not those of this version."""
+    found = await version_of(connection)
+    if found < VERSION:
+        what = "there are no job tables in this database" if found == 0 else f"the job tables have version {found}"
+        raise JobSchemaError(f"{what}: run `pysqlx-ctl jobs migrate`, which brings them to version {VERSION}")
+
+
 async def version_of(connection: PySQLXEngine) -> int:
     """The version that the tables have; 0: there are none. Raises JobSchemaError for one that is newer than this
     program."""

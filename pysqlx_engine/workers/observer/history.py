@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -62,16 +63,17 @@ class _Gathering:
     begun: float
     first: BudgetStatus
     """The look before: what is counted since then is this point's."""
+    until: float = 0.0
     ended: float = 0.0
-    """The last look."""
+    """The last look, by the one clock and by the other."""
     looks: int = 0
     sums: collections.Counter[str] = field(default_factory=collections.Counter)
     holders: collections.Counter[str] = field(default_factory=collections.Counter)
     most_leased: int = 0
     most_waiting: int = 0
 
-    def add(self, at: float, budget: BudgetStatus, holders: dict[str, int]) -> None:
-        self.ended = at
+    def add(self, now: float, at: float, budget: BudgetStatus, holders: Mapping[str, int]) -> None:
+        self.until, self.ended = now, at
         self.looks += 1
         for name in ("leased", "in_use", "idle", "waiting"):
             self.sums[name] += getattr(budget, name)
@@ -107,44 +109,44 @@ class History:
     """Points by database, the oldest first."""
 
     def __init__(self) -> None:
-        self._points: dict[str, collections.deque[Point]] = {}
+        self._points: dict[str, collections.deque[tuple[float, Point]]] = {}
         self._gathering: dict[str, _Gathering] = {}
         self._last: dict[str, BudgetStatus] = {}
         self._minute: dict[str, collections.deque[tuple[float, BudgetStatus]]] = {}
 
-    def add(self, at: float, status: RunStatus) -> None:
-        """A look, at `at` seconds since 1970. Looks come in order."""
+    def add(self, now: float, at: float, status: RunStatus) -> None:
+        """A look, at `at` seconds since 1970, and at `now` on a clock that only goes forward. Looks come in order."""
+        holders = _holders(status)
         for budget in status.budgets:
             name = budget.database
             gathering = self._gathering.get(name)
             if gathering is None:
-                gathering = self._gathering[name] = _Gathering(at, self._last.get(name, budget))
-            gathering.add(at, budget, _holders(status, name))
+                gathering = self._gathering[name] = _Gathering(now, self._last.get(name, budget))
+            gathering.add(now, at, budget, holders.get(name, {}))
             self._last[name] = budget
-            self._remember(at, budget)
+            self._remember(now, budget)
         for name, gathering in list(self._gathering.items()):
-            if at - gathering.begun >= STEP:
+            if now - gathering.begun >= STEP:
                 del self._gathering[name]
-                self._points.setdefault(name, collections.deque()).append(gathering.point(self._last[name]))
+                point = gathering.point(self._last[name])
+                self._points.setdefault(name, collections.deque()).append((gathering.until, point))
         for name, points in list(self._points.items()):
-            while points and points[0].at < at - SPAN:
+            while points and points[0][0] < now - SPAN:
                 points.popleft()
-            if not points:  # nobody has used it for an hour
-                del self._points[name]
-                self._last.pop(name, None)
-                self._minute.pop(name, None)
+            if not points and name not in self._gathering:  # nobody has used it for an hour
+                del self._points[name], self._last[name], self._minute[name]
 
-    def _remember(self, at: float, budget: BudgetStatus) -> None:
+    def _remember(self, now: float, budget: BudgetStatus) -> None:
         minute = self._minute.setdefault(budget.database, collections.deque())
         if minute and budget.totals.requests < minute[-1][1].totals.requests:
             minute.clear()  # the coordinator was started anew: what it counts has nothing to do with what was before
-        minute.append((at, budget))
-        while minute[0][0] < at - MINUTE:
+        minute.append((now, budget))
+        while minute[0][0] < now - MINUTE:
             minute.popleft()
 
     def points(self, database: str, after: float = 0.0) -> list[Point]:
         """Those that end later than `after`."""
-        return [point for point in self._points.get(database, ()) if point.at > after]
+        return [point for _, point in self._points.get(database, ()) if point.at > after]
 
     def recent(self) -> dict[str, Recent]:
         """By database, of those that were looked at twice."""
@@ -164,12 +166,13 @@ def _recent(minute: collections.deque[tuple[float, BudgetStatus]]) -> Recent:
     )
 
 
-def _holders(status: RunStatus, database: str) -> dict[str, int]:
-    held: collections.Counter[str] = collections.Counter()
+def _holders(status: RunStatus) -> dict[str, collections.Counter[str]]:
+    """Leases by database and process."""
+    held: dict[str, collections.Counter[str]] = {}
     for worker in status.workers:
-        leases = sum(pool.leases for pool in worker.pools if pool.database == database)
-        if leases:
-            held[worker.called] += leases
+        for pool in worker.pools:
+            if pool.leases:
+                held.setdefault(pool.database, collections.Counter())[worker.called] += pool.leases
     return held
 
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import msgspec
 
@@ -19,10 +18,10 @@ from ...engine.uri import parse_uri
 from ...errors import JobError, JobSchemaError, PoolError, PySQLXError, SettingsError
 from ..jobs.administration import Administration
 from ..jobs.dialects import dialect_of
-from ..jobs.dispatcher import prepare
 from ..jobs.life import State
 from ..jobs.pools import QueuePools
 from ..jobs.presence import LOST_AFTER
+from ..jobs.schema import check_tables
 from ..jobs.views import Ended, PausedQueue, TaskCounts
 
 EVERY = 5.0
@@ -31,6 +30,8 @@ EVERY_WITHOUT = 30.0
 """The same, where there are no job tables: PYSQLX_URI is set, and nobody has a queue there."""
 SHARE = 0.05
 """Of the time that looks may take: where millions of jobs wait, there are fewer looks."""
+LONGEST = 60.0
+"""Seconds that a look may take: something is locked, perhaps."""
 PATIENCE = 5.0
 """Seconds to wait for a connection of the budget."""
 SETTLED = 2_000_000
@@ -96,7 +97,8 @@ class JobsDatabase:
             self._changed.clear()
             every = EVERY
             try:
-                self.status = await self._look()
+                async with asyncio.timeout(LONGEST):
+                    self.status = await self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
                 self.status = JobsStatus(
                     database=self.database, error=str(error) or repr(error), queues=sorted(self.queues), at=time.time(),
@@ -106,7 +108,8 @@ class JobsDatabase:
                     every = EVERY_WITHOUT
             self._has_looked.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(every, self._took / SHARE))
+                async with asyncio.timeout(max(every, self._took / SHARE)):
+                    await self._changed.wait()
 
     def look_soon(self) -> None:
         """Something was changed: whoever did it wants to see it."""
@@ -120,10 +123,12 @@ class JobsDatabase:
         async with self.opened() as jobs:
             connection, views = jobs.connection, jobs.views
             begun = time.monotonic()  # from here on: to wait for a connection costs the database nothing
-            until = await jobs.store.now(connection) - SETTLED
+            until = max(self._since or 0, await jobs.store.now(connection) - SETTLED)  # the clock may be set back
             ended = [] if self._since is None else await views.ended(connection, self._since, until)
             self._ended = _together([*self._ended, *ended])
-            self._recent = [(at, some) for at, some in self._recent if at > until - RECENT] + [(until, ended)]
+            self._recent.append((until, ended))
+            while len(self._recent) > 2 and self._recent[1][0] <= until - RECENT:
+                del self._recent[0]
             self._since = until
             tasks, paused = await views.counts(connection, 0), await views.paused(connection)
             dispatchers = await jobs.dispatchers()
@@ -154,9 +159,8 @@ class JobsDatabase:
         try:
             pool = await self._pools.for_tasks()
             async with pool.connection() as connection:
-                dialect = replace(dialect_of(connection), migrates_by_itself=False)
-                await prepare(connection, dialect)
-                yield Administration(connection, dialect)
+                await check_tables(connection)
+                yield Administration(connection, dialect_of(connection))
         except JobSchemaError as error:
             raise NoJobTablesError(str(error)) from None
         except (PySQLXError, PoolError, JobError, SettingsError) as error:

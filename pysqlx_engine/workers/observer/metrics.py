@@ -88,9 +88,10 @@ def _of_run(status: RunStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "pysqlx_processes", "Processes with pools", value=sum(bool(worker.pools) for worker in status.workers)
     )
-    yield CounterMetricFamily(
-        "pysqlx_deaths", "Processes that died without having closed their pools", value=status.deaths
-    )
+    if status.deaths is not None:
+        yield CounterMetricFamily(
+            "pysqlx_deaths", "Processes that died without having closed their pools", value=status.deaths
+        )
     restarts = CounterMetricFamily("pysqlx_worker_restarts", "Times a worker was started again", labels=["worker"])
     told: dict[int, int] = {}
     for worker in status.workers:

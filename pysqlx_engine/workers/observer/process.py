@@ -9,20 +9,48 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..process import CHILD_SIGNALS
+from ..process import CHILD_SIGNALS, allow_open_files
 from ..rundir import RunDirectory
 from .spec import Listening, ObserverSpec
-from .watch import Watch, joining
+from .watch import Watch
 from .web import dashboard_app, metrics_app
 
 MESSAGE_LIMIT = 1 << 16
-_SHUTDOWN = 2
+MOST_CONNECTIONS = 300
+"""At once, of browsers, probes and whoever else connects."""
+FIRST_REQUEST = 10.0
+"""Seconds that a connection may be silent before its first request."""
+OPEN_FILES = MOST_CONNECTIONS + 200
+_SHUTDOWN = 1
 """Seconds for what is being answered when we are told to end."""
+_END_WITHIN = 3.0
+"""Seconds to end in: less than the supervisor waits. A database that does not answer is left to the kernel."""
+
+
+logger = logging.getLogger("pysqlx_engine")
+
+
+class _Protocol(H11Protocol):
+    """Sends away who only connects: uvicorn itself waits for a first request for ever, and when no descriptor is left
+    nobody is answered any more, not even a probe."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.close()
+        else:
+            self.loop.call_later(FIRST_REQUEST, self._send_away)
+
+    def _send_away(self) -> None:
+        if self.cycle is None:  # nothing has come yet
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -38,6 +66,7 @@ async def observe(listening: Listening, watch: Watch, stop: asyncio.Event) -> No
         apps.append((listening.dashboard, dashboard_app(watch, listening.access)))
     if listening.metrics is not None:
         apps.append((listening.metrics, metrics_app(watch)))
+    allow_open_files(OPEN_FILES)
     async with watch.watching():
         servers = [_Server(_config(app)) for _, app in apps]
         serving = [
@@ -47,15 +76,23 @@ async def observe(listening: Listening, watch: Watch, stop: asyncio.Event) -> No
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        _end_within(_END_WITHIN)
         for server in servers:
             server.should_exit = True
         await asyncio.gather(*serving)
 
 
+def _end_within(seconds: float) -> None:
+    """However long a database takes to answer, or a thread that looks."""
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
 def _config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, lifespan="off",
-        timeout_graceful_shutdown=_SHUTDOWN, server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN, server_header=False, http=_Protocol,
     )  # fmt: skip
 
 
@@ -72,7 +109,6 @@ def observe_alone(run: RunDirectory, listening: Listening, uri: str | None) -> N
         await observe(listening, watch, told)
 
     logging.basicConfig(format="%(message)s")
-    joining(run)
     asyncio.run(main())
 
 
@@ -97,6 +133,8 @@ async def _main(spec: ObserverSpec, control: socket.socket) -> None:
                 message = json.loads(data)
                 if message["op"] == "queue":
                     watch.add_jobs(message["uri"], message["max_size"], message["queues"])
+                elif message["op"] == "dump":
+                    logger.warning("observer: %s", watch.describe())
             loop.remove_reader(control)  # the supervisor is gone, and so are we in a moment
 
     loop.add_reader(control, hear)

@@ -27,6 +27,12 @@ class Listening:
     generated: bool = False
     """Whether the token is one that nobody knows yet."""
 
+    def close(self) -> None:
+        """Nobody serves them any more: who connects is to be refused."""
+        for bound in (self.dashboard, self.metrics):
+            if bound is not None:
+                bound.close()
+
     @property
     def url(self) -> str:
         """Where the page is, with the token if it has to be told."""
@@ -57,9 +63,9 @@ def check_installed(*, dashboard: bool, metrics: bool) -> None:
             )
 
 
-def listen(dashboard: str | None, metrics: str | None, token: str | None) -> Listening:
-    """Bind what is wanted, as HOST:PORT. Raises SettingsError."""
-    page = _bound("--dashboard", dashboard) if dashboard is not None else None
+def listen(dashboard: str | None, metrics: str | None, token: str | None, option: str = "--dashboard") -> Listening:
+    """Bind what is wanted, as HOST:PORT; `option` is how the page's address was said. Raises SettingsError."""
+    page = _bound(option, dashboard) if dashboard is not None else None
     numbers = page if metrics == dashboard else _bound("--metrics", metrics) if metrics is not None else None
     host = (dashboard or DEFAULT).rpartition(":")[0].strip("[]")
     generated = page is not None and token is None and not is_loopback(host)
@@ -75,19 +81,16 @@ def _bound(option: str, address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            None if host == "*" else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(where)
-            bound.listen(128)
-        except OSError:
-            bound.close()
-            raise
-    except OSError as error:
-        raise SettingsError(f"{option} {address}: cannot listen there: {error.strerror or error}") from None
+        if host == "*" and socket.has_dualstack_ipv6():
+            bound = socket.create_server(("", int(port)), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+        else:
+            family, _, _, _, where = socket.getaddrinfo(
+                None if host == "*" else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            bound = socket.create_server(where[:2], family=family, backlog=128)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that is longer than names may be
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{option} {address}: cannot listen there: {reason}") from None
     bound.setblocking(False)
     return bound
 

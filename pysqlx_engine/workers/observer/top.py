@@ -19,7 +19,7 @@ from rich.live import Live
 from ..rundir import RunDirectory
 from ..status import RunStatus
 from .screen import Seen, screen
-from .watch import Watch, joining
+from .watch import Watch
 
 _SPAN = 10.0
 """Seconds over which throughput and waits are worked out."""
@@ -109,7 +109,6 @@ def _keys() -> Iterator[int]:
 
 def show(run: RunDirectory, uri: str | None, *, once: bool) -> str | None:
     """Show a run until somebody presses q; `once`: give one frame as text. `uri`: where there are jobs."""
-    joining(run)
     console = Console(highlight=False)
 
     async def main() -> str | None:

@@ -9,9 +9,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable
 
+from ...system import has
 from ..endpoints import local
 from ..looking import look
-from ..rundir import RunDirectory
+from ..rundir import Joined, OwnCoordinator, RunDirectory
 from ..status import RunStatus
 from .history import History
 from .jobs import JobsDatabase
@@ -20,8 +21,8 @@ logger = logging.getLogger("pysqlx_engine.observer")
 
 EVERY = 1.0
 """Seconds between two looks."""
-PROCESSES_A_SECOND = 100
-"""Each look asks every process: where there are many, there are fewer looks."""
+POOLS_A_SECOND = 100
+"""Each look asks every pool: where there are many, there are fewer looks."""
 TIMEOUT = 2.0
 """Seconds to wait for an answer."""
 
@@ -66,16 +67,21 @@ class Watch:
             begun = time.monotonic()
             try:
                 status = await asyncio.to_thread(look, self.run, TIMEOUT)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
-                self.status, self.failure = None, f"the run {self.run.name} does not answer: {error}"
-            else:
+                self.history.add(time.monotonic(), time.time(), status)
                 self.status = status
-                self.history.add(time.time(), status)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
+                self.status, self.failure = None, f"the run {self.run.name} does not answer: {error or repr(error)}"
             async with self._changed:
                 self._looks += 1
                 self._changed.notify_all()
-            processes = len(self.status.workers) if self.status is not None else 0
-            await asyncio.sleep(max(0.0, begun + max(EVERY, processes / PROCESSES_A_SECOND) - time.monotonic()))
+            asked = sum(max(1, len(worker.pools)) for worker in self.status.workers) if self.status is not None else 0
+            await asyncio.sleep(max(0.0, begun + max(EVERY, asked / POOLS_A_SECOND) - time.monotonic()))
+
+    def describe(self) -> str:
+        """A line for a log."""
+        run = self.failure if self.status is None else "the run answers"
+        jobs = [f"{name}: {one.status.error or 'looked at'}" for name, one in self.databases.items()]
+        return "; ".join([run, *jobs])
 
     def add_jobs(self, uri: str | None, max_size: int | None, queues: Iterable[str] = ()) -> None:
         """There are jobs in this database, or may be; these queues are served."""
@@ -91,6 +97,14 @@ class Watch:
 
 
 def joining(run: RunDirectory) -> None:
-    """Have pools of this process join the run's coordinator, if it has one: their connections are of its budget."""
-    if run.socket.exists() or run.address.exists():
-        os.environ.update(local(run).environment)
+    """Have pools of this process get their connections from the run's budgets. Raises OSError while that cannot be
+    told."""
+    match run.coordinator():
+        case OwnCoordinator():
+            if not has("ipc") and not run.address.exists():
+                raise OSError("its coordinator is still starting")
+            os.environ.update(local(run).environment)
+        case Joined(address=address, curve_keys=keys):
+            os.environ["PYSQLX_COORDINATOR"] = address
+            if keys is not None:
+                os.environ["PYSQLX_CURVE_KEYS"] = keys

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -54,7 +55,8 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
     """Health, and what `rule` allows: metrics and the page."""
 
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path in {"/healthz", "/readyz"}:  # a probe has no token, and learns no more than yes or no
+        # A probe has no token, and learns no more than yes or no. By what is routed by: the Host may hold a path, too.
+        if request.scope["path"] in {"/healthz", "/readyz"}:
             return await call_next(request)
         asked = access.Request(
             host=request.headers.get("host", ""),
@@ -74,7 +76,7 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
             response: Response = RedirectResponse("/", 303)
             # Lax: whoever follows a link to a job, from a chat say, is known as well. Nothing is changed by a GET.
             cookie = access.cookie_for(request.headers.get("host", ""))
-            response.set_cookie(cookie, request.query_params["token"], httponly=True, samesite="lax")
+            response.set_cookie(cookie, quote(request.query_params["token"]), httponly=True, samesite="lax")
             return response
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
 
@@ -168,10 +170,11 @@ def _questions(watch: Watch) -> list[Route]:
         return _json({"jobs": found[:PAGE], "before": more})
 
     async def job(request: Request) -> Response:
+        id_ = _id(request.path_params["id"])
         async with database(request).opened() as admin:
-            found = await admin.views.job(admin.connection, _id(request.path_params["id"]))
+            found = await admin.views.job(admin.connection, id_)
         if found is None:
-            return _json({"error": f"there is no job {request.path_params['id']}"}, 404)
+            return _json({"error": f"there is no job {id_}"}, 404)
         facts = msgspec.to_builtins(found)
         del facts["owner"]
         return _json(facts | {"may": [*_may(found.state)]})
@@ -242,7 +245,7 @@ def _state(text: str) -> State:
 
 
 def _id(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _GREATEST_ID:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= _GREATEST_ID:
         raise _BadRequestError(f"{text[:40]!r} is no job's number")
     return int(text)
 
