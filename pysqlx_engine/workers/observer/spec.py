@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ def _bound(option: str, address: str) -> socket.socket:
             )[0]
             bound = socket.create_server(where[:2], family=family, backlog=128)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that is longer than names may be
-        reason = getattr(error, "strerror", None) or error
+        # `create_server` adds the address to the text, which stands in front already.
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
         raise SettingsError(f"{option} {address}: cannot listen there: {reason}") from None
     bound.setblocking(False)
     return bound
