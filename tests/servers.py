@@ -181,7 +181,7 @@ def postgresql_database(server: PostgresServer, name: str) -> Iterator[Database]
         # count that began before the look: all of them were there when it began. Whoever is at its login (PostgreSQL 18
         # shows them) has no database yet; on this server it can only be one of ours.
         sql = (
-            "SELECT pid, backend_start::text, state, application_name FROM pg_stat_activity"
+            "SELECT pid, backend_start::text, state, application_name, wait_event_type FROM pg_stat_activity"
             " WHERE (datname = %s OR datname IS NULL) AND backend_type = 'client backend'"
             " AND backend_start <= statement_timestamp()"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -11,7 +12,9 @@ from pysqlx_engine.errors import JobSchemaError
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs import schema
 from pysqlx_engine.workers.jobs.dialects import dialect_of
+from pysqlx_engine.workers.jobs.life import State
 from pysqlx_engine.workers.jobs.schema import VERSION, migrate, version_of
+from pysqlx_engine.workers.jobs.store import Ended, store_of
 from pysqlx_engine.workers.testing import drain
 from tests.servers import Database
 
@@ -89,6 +92,108 @@ async def test_whoever_enqueues_with_older_tables_is_told_or_makes_them(
         with pytest.raises(JobSchemaError, match="have version 1: run `pysqlx-ctl jobs migrate`"):
             await note.enqueue()
         await queue.close()
+
+
+async def test_a_migration_waits_for_an_open_transaction_and_holds_nobody_up(
+    server_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await of_version_1(server_db, monkeypatch)
+    monkeypatch.setattr(schema, "_PAUSE", 0.05)
+    waits = asyncio.Event()
+
+    def note(what: str, *_: int) -> None:
+        if what.startswith("waiting for a transaction"):
+            waits.set()
+
+    async def migrates() -> int:
+        async with PySQLXEngine(server_db.uri) as connection:
+            made = await migrate(connection, note)
+            if server_db.provider == "mysql":
+                (row,) = await connection.query_as_dict("SELECT @@lock_wait_timeout = @@global.lock_wait_timeout AS n")
+                assert row["n"]
+            return made
+
+    async with PySQLXEngine(server_db.uri) as holder, PySQLXEngine(server_db.uri) as other:
+        await holder.raw_cmd("BEGIN")
+        await holder.execute("UPDATE pysqlx_jobs SET priority = 1")
+        migration = asyncio.create_task(migrates())
+        await waits.wait()
+        assert await other.execute("DELETE FROM pysqlx_jobs WHERE id = 7") == 0
+        assert not migration.done()
+        await holder.commit()
+    assert await migration == VERSION - 1
+
+
+async def test_a_migration_for_which_nobody_makes_way_says_so(
+    server_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await of_version_1(server_db, monkeypatch)
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0)
+    async with PySQLXEngine(server_db.uri) as holder, PySQLXEngine(server_db.uri) as connection:
+        await holder.raw_cmd("BEGIN")
+        await holder.execute("UPDATE pysqlx_jobs SET priority = 1")
+        with pytest.raises(JobSchemaError, match="in use for 0 s: end the transactions"):
+            await migrate(connection)
+        await holder.rollback()
+        assert await migrate(connection) == VERSION - 1  # nothing is locked
+
+
+def test_a_worker_that_ends_a_job_meanwhile_is_not_failed(
+    postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PostgreSQL, because of a deadlock: the end of a job takes both tables, in an order that depends on whether it
+    was prepared long ago."""
+    prepared, end = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    async def make_tables() -> None:
+        async with PySQLXEngine(postgresql_db.uri) as connection:
+            await migrate(connection)
+            for table in ("pysqlx_jobs", "pysqlx_jobs_ended"):
+                await connection.raw_cmd(f"ALTER TABLE {table} DROP COLUMN trace_context")
+            await connection.raw_cmd("DELETE FROM pysqlx_job_schema WHERE version > 1")
+
+    async def ends_jobs() -> None:
+        async with PySQLXEngine(postgresql_db.uri) as connection:
+            store = store_of(connection)
+            # As of a worker of the older version.
+            monkeypatch.setattr(store, "_end", [_without_context(statement) for statement in store._end])
+            ended = [Ended(id=9, attempt=1, owner=1, state=State.COMPLETED)]
+            for _ in range(8):  # PostgreSQL keeps a plan after some
+                await store.end(connection, ended)
+            prepared.set()
+            await asyncio.to_thread(end.wait)
+            await store.end(connection, ended)
+
+    def worker() -> None:
+        try:
+            asyncio.run(ends_jobs())
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+            prepared.set()
+
+    def end_a_job_in_the_middle(what: str, done: int, of: int) -> None:
+        if what == "migrating to version 2" and done == of - 1:
+            end.set()
+            with postgresql_db.sessions() as sessions:
+                while not any(row["wait_event_type"] == "Lock" for row in sessions()):
+                    assert not failures
+
+    async def migrates() -> None:
+        async with PySQLXEngine(postgresql_db.uri) as connection:
+            await migrate(connection, end_a_job_in_the_middle)
+
+    asyncio.run(make_tables())
+    thread = threading.Thread(target=worker)
+    thread.start()
+    prepared.wait()
+    asyncio.run(migrates())
+    thread.join()
+    assert not failures
+
+
+def _without_context(statement: str) -> str:
+    return statement.replace(", j.trace_context", "").replace(", trace_context", "")
 
 
 async def test_tables_of_a_newer_version_are_not_touched(database: Database) -> None:

@@ -14,7 +14,9 @@ Times are microseconds since 1970, UTC, by the server's clock: the same on every
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +30,15 @@ if TYPE_CHECKING:
 LIMIT_LOCKS = 64
 """Rows of pysqlx_job_limits. Keys that have the same one wait for each other, for no longer than a transaction."""
 LOCK_TIMEOUT = 60
-"""Seconds that a migration waits for another process's, where the server does not do that by itself."""
+"""Seconds that a migration waits for another process's, where the server does not do that by itself, and for whoever
+uses the tables."""
+_TABLE_LOCK = 0.5
+"""Seconds that it waits for a table each time: whoever wants that table next waits behind it. It is less than the
+second after which PostgreSQL looks for deadlocks, and then fails the one that looks: that would be a worker."""
+_PAUSE = 1.0
+"""Seconds in between, for whoever has waited behind it."""
+_TABLE_IN_USE = frozenset({"55P03", "1205"})
+"""What the servers say after that time."""
 _LOCK = 7_099_231_405_177_612
 """The advisory lock of migrations on PostgreSQL: a number that nobody else is likely to use."""
 
@@ -142,11 +152,16 @@ async def _first(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
 
 async def _second(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
     """The trace context of who has enqueued a job."""
-    return [
-        f"ALTER TABLE {table} ADD COLUMN trace_context {dialect.types['text']}"
-        for table in ("pysqlx_jobs", "pysqlx_jobs_ended")
+    tables = [
+        table
+        for table in ("pysqlx_jobs_ended", "pysqlx_jobs")
         if not await _has_column(connection, dialect, table, "trace_context")
     ]
+    added = [f"ALTER TABLE {table} ADD COLUMN trace_context {dialect.types['text']}" for table in tables]
+    if dialect.provider == "postgresql" and added:
+        # Both at once, and in the order in which the end of a job takes them: else each has one that the other wants.
+        return [f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE", *added]
+    return added
 
 
 async def _has_column(connection: PySQLXEngine, dialect: Dialect, table: str, column: str) -> bool:
@@ -193,44 +208,67 @@ async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], No
     `report` hears what is being done, and how many statements of how many are done.
     """
     dialect = dialect_of(connection)
-    report("waiting for others to migrate", 0, 0)
-    await _lock(connection, dialect)
-    try:
-        found = await version_of(connection)
-        for number in range(found + 1, VERSION + 1):
-            statements = await MIGRATIONS[number - 1](connection, dialect)
-            for done, statement in enumerate(statements):
-                report(f"migrating to version {number}", done, len(statements))
-                await connection.raw_cmd(statement)
-            await connection.execute(
-                f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})",
-                {"version": number},
-            )
-    except BaseException:
-        with contextlib.suppress(PySQLXError):  # the connection is lost: so is what it held
-            await _unlock(connection, dialect, "ROLLBACK")
-        raise
-    await _unlock(connection, dialect, "COMMIT")
-    return VERSION - found
+    until = time.monotonic() + LOCK_TIMEOUT
+    made = 0
+    while True:
+        report("waiting for others to migrate", 0, 0)
+        await _lock(connection, dialect)
+        try:
+            for number in range(await version_of(connection) + 1, VERSION + 1):
+                await _make(connection, dialect, number, report)
+                made += 1
+        except BaseException as error:
+            with contextlib.suppress(PySQLXError):  # the connection is lost: so is what it held
+                await _unlock(connection, dialect, "ROLLBACK")
+            if not isinstance(error, PySQLXError) or error.code not in _TABLE_IN_USE:
+                raise
+            if time.monotonic() > until:
+                raise JobSchemaError(
+                    f"the job tables were in use for {LOCK_TIMEOUT} s: end the transactions that have been open for "
+                    "long, and migrate again"
+                ) from error
+        else:
+            await _unlock(connection, dialect, "COMMIT")
+            return made
+        if dialect.provider != "mysql":  # where nothing is undone
+            made = 0
+        report("waiting for a transaction that uses the job tables", 0, 0)
+        await asyncio.sleep(_PAUSE)
+
+
+async def _make(
+    connection: PySQLXEngine, dialect: Dialect, number: int, report: Callable[[str, int, int], None]
+) -> None:
+    statements = await MIGRATIONS[number - 1](connection, dialect)
+    for done, statement in enumerate(statements):
+        report(f"migrating to version {number}", done, len(statements))
+        await connection.raw_cmd(statement)
+    await connection.execute(
+        f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})", {"version": number}
+    )
 
 
 async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:
-    """One process migrates at a time."""
+    """One process migrates at a time, and does not wait for long for those who use the tables."""
     if dialect.provider == "mysql":  # whose CREATE TABLE commits: the lock is the session's
         question = f"SELECT get_lock(concat('pysqlx_jobs:', database()), {LOCK_TIMEOUT}) AS got"
         (row,) = await connection.query_as_dict(question)
         if row["got"] != 1:
             raise JobSchemaError(f"another process has been migrating the job tables for {LOCK_TIMEOUT} s")
+        # In whole seconds. It is no transaction's, so it is set back.
+        await connection.raw_cmd("SET @pysqlx_waits = @@lock_wait_timeout, SESSION lock_wait_timeout = 1")
     elif dialect.provider == "sqlite":
         await use_wal(connection)
         await connection.raw_cmd("BEGIN IMMEDIATE")
     else:
         await connection.begin()
         await connection.query_as_dict(f"SELECT CAST(pg_advisory_xact_lock({_LOCK}) AS text) AS locked")
+        await connection.raw_cmd(f"SET LOCAL lock_timeout = {round(_TABLE_LOCK * 1000)}")
 
 
 async def _unlock(connection: PySQLXEngine, dialect: Dialect, end: str) -> None:
     if dialect.provider == "mysql":
+        await connection.raw_cmd("SET SESSION lock_wait_timeout = @pysqlx_waits")
         await connection.query_as_dict("SELECT release_lock(concat('pysqlx_jobs:', database())) AS released")
     else:
         await connection.raw_cmd(end)
