@@ -17,9 +17,9 @@ from pysqlx_engine import tracing
 class Spans:
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
-        self._provider = TracerProvider(shutdown_on_exit=False)
-        self._provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = self._provider.get_tracer("test")
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("test")
 
     @contextmanager
     def within(self, name: str = "test") -> Iterator[Span]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 from opentelemetry import context as contexts
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
+from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync, tracing
 from pysqlx_engine.engine.spans import operation_of, target_of, text_of
 from pysqlx_engine.engine.uri import Provider, parse_uri
 from pysqlx_engine.errors import PoolTimeoutError, QueryError
@@ -97,6 +99,50 @@ async def test_what_the_database_refuses_is_an_error_of_its_span(postgresql_db: 
     assert query.status.status_code is StatusCode.ERROR
     assert 'relation "nowhere" does not exist' in str(query.status.description)
     assert [event.name for event in query.events] == ["exception"]
+
+
+async def test_passwords_are_masked_wherever_a_span_has_a_text(sqlite_db: Database, spans: Spans) -> None:
+    uri = "postgresql://me:hunter2@db/app"
+    async with PySQLXEngine(sqlite_db.uri) as conn:
+        with pytest.raises(QueryError):
+            await conn.query(f"SELECT '{uri}' AS a FROM nowhere WHERE a = :a", {"a": 1})
+    with spans.tracer.start_span("mine") as span:
+        try:
+            raise ValueError(f"cannot connect to {uri}")
+        except ValueError as error:
+            tracing.failed(span, error)
+    for span in spans.all():
+        assert "hunter2" not in everything(span)
+        assert "postgresql://me:***@db/app" in everything(span)
+    (event,) = spans.one("mine").events
+    assert event.attributes is not None
+    assert event.attributes["exception.type"] == "ValueError"
+    assert event.attributes["exception.message"] == "cannot connect to postgresql://me:***@db/app"
+    assert str(event.attributes["exception.stacktrace"]).endswith("***@db/app\n")
+
+
+def test_a_long_traceback_is_cut_between_its_lines(spans: Spans) -> None:
+    with spans.tracer.start_span("mine") as span:
+        tracing.failed(span, ValueError("\n".join(f"mysql://me:{'hunter2' * 100}@db{n}/" for n in range(100))))
+    (event,) = spans.one("mine").events
+    assert event.attributes is not None
+    trace = str(event.attributes["exception.stacktrace"])
+    assert trace.startswith("...\nmysql://me:***@db")
+    assert trace.endswith("@db99/\n")
+    assert "hunter2" not in trace
+
+
+def test_a_span_that_has_ended_is_left_alone(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    span = spans.tracer.start_span("given back, while its handler runs on")
+    tracing.attempt_ended(span, "available")
+    tracing.failed(span, ValueError("too late"))
+    with trace.use_span(span):
+        tracing.came_to("completed")
+    tracing.ended(span)
+    assert not caplog.records
+    (ended,) = spans.all()
+    assert ended.attributes == {"messaging.pysqlx.outcome": "available"}
+    assert not ended.events
 
 
 async def test_a_cancelled_query_has_ended(postgresql_db: Database, spans: Spans) -> None:
@@ -253,6 +299,16 @@ async def test_a_cancelled_check_out_has_ended(sqlite_db: Database, spans: Spans
     assert span.attributes["error.type"] == "asyncio.exceptions.CancelledError"
 
 
+async def test_so_has_one_that_the_garbage_collector_ends(sqlite_db: Database, spans: Spans) -> None:
+    async with PySQLXEnginePool(sqlite_db.uri, max_size=1) as pool, pool.connection():
+        spans.clear()
+        waits = check_out_and_in(pool)
+        waits.send(None)
+        waits.close()
+        while not spans.all():
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("threads", [False, True])
 async def test_hooks_have_no_spans_nor_those_of_who_waits_for_them(
     sqlite_db: Database, spans: Spans, threads: bool
@@ -313,6 +369,37 @@ def test_everything_works_without_opentelemetry_which_nobody_imports(sqlite_db: 
     assert python(blocked + PROGRAM, sqlite_db.uri) == ["{'completed': 1}"]
     seen = "\nprint([name for name in sys.modules if name.startswith('opentelemetry')])"
     assert python(PROGRAM + seen, sqlite_db.uri) == ["{'completed': 1}", "[]"]
+
+
+def test_a_program_without_a_record_of_this_package_has_spans(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    spans = Spans()
+    for name, value in {"on": False, "_undecided": True, "_tracer": None}.items():
+        monkeypatch.setattr(tracing, name, value, raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", spans.provider)
+    with PySQLXEngineSync(sqlite_db.uri) as conn:
+        conn.query("SELECT 1 AS a")
+    assert [span.name.split()[0] for span in spans.all()] == ["SELECT"]
+
+
+async def test_a_provider_that_cannot_be_had_costs_the_spans_only(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"on": False, "_undecided": True, "_named": True, "_told": False}.items():
+        monkeypatch.setattr(tracing, name, value)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "nobody_knows_it")
+    async with PySQLXEnginePool(sqlite_db.uri) as pool, pool.connection() as conn:
+        await conn.query("SELECT 1 AS a")
+        await conn.query("SELECT 1 AS a")
+    assert [record.getMessage().partition(": ")[0] for record in caplog.records if "pysqlx" in record.name] == [
+        "Tracing"
+    ]
 
 
 LATE = """

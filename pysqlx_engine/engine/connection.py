@@ -304,19 +304,21 @@ class PySQLXEngine:
     ) -> Coroutine[Any, Any, Any]:
         """One call of the driver, with a span where somebody wants one. Not a coroutine function: while nobody does, it
         would be one more to go through with each step."""
+        traced = tracing.look()
         call = self._ask(failure, method, argument, effect)
-        return self._traced(call, method, argument, parameters) if tracing.look() else call
+        return self._traced(call, method, argument, parameters) if traced else call
 
     async def _traced(self, call: Coroutine[Any, Any, Any], method: str, argument: object, parameters: bool) -> Any:
+        with tracing.query(lambda: self._about(method, argument, parameters)):
+            return await call
+
+    def _about(self, method: str, argument: object, parameters: bool) -> tracing.Query:
         if self._target is None:
             self._target = target_of(self._parsed)
-        if isinstance(argument, pysqlx_core.PySQLxStatement):
-            sql = argument.sql()
-            operation, text = operation_of(sql), text_of(self._provider, sql, parameters=parameters)
-        else:
-            operation, text = _OPERATIONS[method], None
-        with tracing.query(self._target, operation, text):
-            return await call
+        if not isinstance(argument, pysqlx_core.PySQLxStatement):
+            return tracing.Query(self._target, _OPERATIONS[method], None)
+        sql = argument.sql()
+        return tracing.Query(self._target, operation_of(sql), text_of(self._provider, sql, parameters=parameters))
 
     async def _ask(self, failure: type[PySQLXError], method: str, argument: object, effect: Effect) -> Any:
         """Counted while the driver works on it, its errors turned into ours."""

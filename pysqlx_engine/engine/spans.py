@@ -84,8 +84,7 @@ def target_of(uri: DatabaseURI) -> Target:
         path = uri.path or ":memory:"
         attributes["db.namespace"] = path
         return Target(os.path.basename(path), attributes)  # not where it is: there may be one for each user
-    assert uri.identity is not None
-    attributes["db.namespace"] = database = uri.identity.partition("://")[2].partition("/")[2]
+    attributes["db.namespace"] = database = (uri.identity or "").partition("://")[2].partition("/")[2]
     if uri.host is not None:
         attributes["server.address"] = uri.host
     if uri.port is not None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from .. import tracing
 from ..engine.connection import PySQLXEngine
-from .background import run_in_background
+from .background import background, run_in_background
 from .checkout import CheckoutBase, ids
 from .config import check_timeout
 from .face import PoolFace
@@ -104,8 +104,10 @@ class AsyncCheckout(CheckoutBase):
                 runtime.trace_retrieved(conn, traced)
             if span is not None:
                 tracing.ended(span)
-        except GeneratorExit:
-            raise  # the garbage collector's work, see `wait_in_task`
+        except GeneratorExit:  # the garbage collector's work, see `wait_in_task`
+            if span is not None:  # whoever exports it may take a lock that is held here
+                background().call_soon(tracing.ended, span)
+            raise
         except BaseException as error:
             self._conn = self._face = None
             runtime.reclaim(checkout)

@@ -6,14 +6,17 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from opentelemetry import baggage, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as contexts
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pysqlx_engine import PySQLXEngine, PySQLXEngineSync
+from pysqlx_engine import PySQLXEngine, PySQLXEngineSync, tracing
 from pysqlx_engine.workers import Backoff, Cancel, Job, JobQueue
 from tests.servers import Database
 from tests.spans import Spans, spans
@@ -143,7 +146,18 @@ async def test_the_dispatcher_has_no_spans_and_a_job_that_nobody_traced_has_no_l
     assert spans.all() == [attempt]
 
 
-@pytest.mark.parametrize("stored", ["no JSON", "[]", '{"traceparent": 7}', '{"traceparent": "00-0-0-00"}'])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "no JSON",
+        "[]",
+        '{"traceparent": 7}',
+        '{"traceparent": "00-0-0-00"}',
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param(json.dumps({"traceparent": "00-" + "a" * 1_000_000, "baggage": "a=b," * 250_000}), id="huge"),
+        '{"baggage": "a=\\ud800"}',
+    ],
+)
 async def test_what_is_no_trace_context_is_none(sqlite_db: Database, spans: Spans, stored: str) -> None:
     queue = JobQueue(sqlite_db.uri)
 
@@ -157,6 +171,70 @@ async def test_what_is_no_trace_context_is_none(sqlite_db: Database, spans: Span
     async with served(queue):
         await ended(sqlite_db, id_)
     assert spans.one("run send").links == ()
+
+
+class Broken(Sampler, SpanProcessor, TextMapPropagator):
+    """Raises where it is told to."""
+
+    @property
+    def fields(self) -> set[str]:
+        return set()
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def _at(self, where: str) -> None:
+        if where == self._where:
+            raise RuntimeError(f"broken {where}")
+
+    def should_sample(self, *arguments: Any, **named: Any) -> SamplingResult:
+        self._at("should_sample")
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return self._where
+
+    def on_start(self, span: object, parent_context: object = None) -> None:
+        self._at("on_start")
+
+    def on_end(self, span: object) -> None:
+        self._at("on_end")
+
+    def inject(self, *arguments: Any, **named: Any) -> None:
+        self._at("inject")
+
+    def extract(self, carrier: object, context: contexts.Context | None = None, getter: object = None) -> Any:
+        self._at("extract")
+        return context
+
+
+@pytest.mark.parametrize("where", ["should_sample", "on_start", "on_end", "inject", "extract"])
+async def test_what_the_program_has_put_into_opentelemetry_breaks_no_job(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    broken = Broken(where)
+    provider = TracerProvider(sampler=broken, shutdown_on_exit=False)
+    provider.add_span_processor(broken)
+    for name, value in {"on": True, "_told": False, "_tracer": provider.get_tracer("test")}.items():
+        monkeypatch.setattr(tracing, name, value, raising=False)
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(broken)
+    queue = JobQueue(sqlite_db.uri)
+    ran: list[int] = []
+
+    @queue.task
+    async def send(conn: PySQLXEngine, job: Job) -> None:
+        await conn.query("SELECT 1 AS a")
+        ran.append(job.attempt)
+
+    try:
+        async with served(queue):
+            await ended(sqlite_db, await send.enqueue())
+    finally:
+        propagate.set_global_textmap(before)
+    assert ran == [1]
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Tracing:")]
+    assert told == [f"Tracing: spans may be missing: broken {where}"]
 
 
 async def test_an_attempt_that_is_given_up_at_the_end_has_ended(sqlite_db: Database, spans: Spans) -> None:

@@ -168,7 +168,7 @@ def test_a_worker_that_ends_a_job_meanwhile_is_not_failed(
     def worker() -> None:
         try:
             asyncio.run(ends_jobs())
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
             prepared.set()
 
