@@ -119,10 +119,9 @@ def _find() -> bool:
     return on
 
 
-def quiet() -> contextvars.Context:
-    """A copy of the current context in which no spans are made: for what a pool or a dispatcher does on its own
-    account. It is no part of what the users do meanwhile, and never ends."""
-    context = contextvars.copy_context()
+def quiet(context: contextvars.Context) -> contextvars.Context:
+    """`context`, in which no spans are made from now on: for what a pool or a dispatcher does on its own account. It is
+    no part of what the users do meanwhile, and never ends."""
     context.run(_quiet.set, True)
     return context
 

@@ -37,7 +37,7 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
         unknown database); PoolTimeoutError when the server, or the coordinator, cannot be reached within
         `conn_timeout`; PoolRefusedError when another script of the run states a different `max_size`.
         """
-        runtime = self._runtime
+        runtime, self._hooks = self._runtime, self._hooks.started_here()
         await run_in_background(runtime.start(asyncio.get_running_loop()), undo=runtime.close_at_once)
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:

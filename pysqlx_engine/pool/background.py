@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -26,6 +27,11 @@ EXIT_TIMEOUT = 2.0
 """Seconds that closing all pools may take at interpreter exit."""
 UNDO_TIMEOUT = 1.0
 """Seconds that who cancels a start waits until what it has opened is closed: he has waited enough."""
+
+
+def _own() -> contextvars.Context:
+    """The context of what the pools do: not that of whoever came first, whose job would be in it for ever."""
+    return tracing.quiet(contextvars.Context())
 
 
 class Background:
@@ -50,7 +56,7 @@ class Background:
             self.loop.call_soon_threadsafe(self._start, coroutine)
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(coroutine, context=tracing.quiet())
+        task = self.loop.create_task(coroutine, context=_own())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -164,7 +170,7 @@ def _submit(coroutine: Coroutine[Any, Any, T]) -> tuple[concurrent.futures.Futur
 
     def start() -> None:
         nonlocal task
-        task = loop.create_task(coroutine, context=tracing.quiet())
+        task = loop.create_task(coroutine, context=_own())
         task.add_done_callback(tell)
 
     def tell(task: asyncio.Task[T]) -> None:

@@ -2,7 +2,8 @@
 
 A hook of an asyncio pool is a coroutine function (a plain one will do, too) and runs in the event loop that the pool
 was started in: it is the user's code, and what it touches lives there. A hook of a thread pool is a plain function and
-runs in a thread of its own: it blocks while it asks the server, and the pool's background loop must not.
+runs in a thread of its own: it blocks while it asks the server, and the pool's background loop must not. Either has
+the context variables of whoever has started the pool.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from .. import tracing
 from ..errors import PoolError
 
 Hook = Callable[..., Any]
@@ -31,33 +33,45 @@ class Hooks:
     check: Hook | None = None
     reset: Hook | None = None
     reconnect_failed: Hook | None = None
+    context: contextvars.Context = field(default_factory=contextvars.Context)
+    """What they run in a copy of."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            hook = getattr(self, field.name)
+        for name, hook in self._all():
             if hook is not None and not callable(hook):
-                raise TypeError(f"{field.name}={hook!r}: a function is needed")
+                raise TypeError(f"{name}={hook!r}: a function is needed")
+
+    def started_here(self) -> Hooks:
+        """With the context of whoever calls this."""
+        return replace(self, context=tracing.quiet(contextvars.copy_context()))
 
     def refuse_coroutine_functions(self) -> None:
         """For a thread pool: nobody would await them."""
-        for field in fields(self):
-            hook = getattr(self, field.name)
+        for name, hook in self._all():
             if inspect.iscoroutinefunction(hook):
-                raise TypeError(f"{field.name}={hook!r}: a pool for threads needs a plain function, not a coroutine's")
+                raise TypeError(f"{name}={hook!r}: a pool for threads needs a plain function, not a coroutine's")
+
+    def _all(self) -> list[tuple[str, Any]]:
+        return [(one.name, getattr(self, one.name)) for one in fields(self) if one.name != "context"]
 
 
 HOOK_TIMEOUT = 15.0
 """Seconds that one call of a hook may take. A connection whose hook takes longer is closed."""
 
 
-async def call_hook(hook: Callable[..., Any], *arguments: object, loop: asyncio.AbstractEventLoop | None) -> Any:
-    """Call `hook` in `loop`, without one in a thread, and return what it returns.
+async def call_hook(
+    hook: Callable[..., Any],
+    *arguments: object,
+    loop: asyncio.AbstractEventLoop | None,
+    context: contextvars.Context,
+) -> Any:
+    """Call `hook` in `loop`, without one in a thread, in a copy of `context`, and return what it returns.
 
     Raises what the hook raises, TimeoutError after `HOOK_TIMEOUT`, and PoolError in place of what is no Exception: a
     hook that exits or is cancelled with its loop must not take the background loop along. Must run in that loop.
     """
     try:
-        return await _call(hook, *arguments, loop=loop)
+        return await _call(hook, *arguments, loop=loop, context=context.copy())
     except Exception:
         raise
     except BaseException as error:
@@ -67,10 +81,15 @@ async def call_hook(hook: Callable[..., Any], *arguments: object, loop: asyncio.
         raise PoolError(f"the function {hook!r} ended with {error!r}") from error
 
 
-async def _call(hook: Callable[..., Any], *arguments: object, loop: asyncio.AbstractEventLoop | None) -> Any:
+async def _call(
+    hook: Callable[..., Any],
+    *arguments: object,
+    loop: asyncio.AbstractEventLoop | None,
+    context: contextvars.Context,
+) -> Any:
     async with asyncio.timeout(HOOK_TIMEOUT):
         if loop is None:
-            return await _in_thread(hook, *arguments)
+            return await _in_thread(context, hook, *arguments)
 
         async def in_users_loop() -> Any:
             result = hook(*arguments)
@@ -78,14 +97,14 @@ async def _call(hook: Callable[..., Any], *arguments: object, loop: asyncio.Abst
 
         coroutine = in_users_loop()
         try:
-            call = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            call = context.run(asyncio.run_coroutine_threadsafe, coroutine, loop)
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise
         return await asyncio.wrap_future(call)
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
+async def _in_thread(context: contextvars.Context, function: Callable[..., Any], *arguments: object) -> Any:
     # Not the loop's executor: the interpreter would wait for its threads at exit, however long a hook hangs.
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Any] = loop.create_future()
@@ -108,6 +127,5 @@ async def _in_thread(function: Callable[..., Any], *arguments: object) -> Any:
         else:
             loop.call_soon_threadsafe(settle, answer.set_result, result)
 
-    context = contextvars.copy_context()  # as a coroutine's hook has it
     threading.Thread(target=context.run, args=(run,), name="pysqlx-hook", daemon=True).start()
     return await answer

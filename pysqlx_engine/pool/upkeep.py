@@ -394,7 +394,8 @@ class Upkeep:
 
     async def call(self, hook: Callable[..., Any], *arguments: object) -> Any:
         """Call a function of the user's where it belongs, see `hooks`."""
-        return await call_hook(hook, *arguments, loop=None if self._threads else self.user_loop)
+        loop = None if self._threads else self.user_loop
+        return await call_hook(hook, *arguments, loop=loop, context=self._hooks().context)
 
 
 def _port_of(client: str | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import logging
 import threading
@@ -48,6 +49,58 @@ def test_hooks_of_a_thread_pool_run_in_threads_and_may_block(postgresql_db: Data
                 conn.raw_cmd("SET search_path TO public")
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+WHO = contextvars.ContextVar("who", default="nobody")
+
+
+class Noting(logging.Handler):
+    """What WHO is where the pools' own thread logs something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.threadName == "pysqlx-pool":
+            self.seen.append(WHO.get())
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_hooks_have_the_context_of_who_started_the_pool_and_the_pool_itself_nobodys(
+    sqlite_db: Database, caplog: pytest.LogCaptureFixture, threads: bool
+) -> None:
+    called: list[str] = []
+    noting = Noting()
+    logging.getLogger("pysqlx_engine").addHandler(noting)
+    caplog.set_level(logging.DEBUG, "pysqlx_engine")
+
+    async def configure(conn: PySQLXEngine) -> None:
+        called.append(WHO.get())
+
+    async def use() -> None:
+        async with PySQLXEnginePool(sqlite_db.uri, min_size=1, max_size=2, configure=configure) as pool:
+            WHO.set("user")
+            async with pool.connection(), pool.connection():
+                pass
+
+    def use_in_thread() -> None:
+        def configure(conn: PySQLXEngineSync) -> None:
+            called.append(WHO.get())
+
+        with PySQLXEnginePoolSync(sqlite_db.uri, min_size=1, max_size=2, configure=configure) as pool:
+            WHO.set("user")
+            with pool.connection(), pool.connection():
+                pass
+
+    token = WHO.set("starter")
+    try:
+        await (asyncio.to_thread(use_in_thread) if threads else use())
+    finally:
+        WHO.reset(token)
+        logging.getLogger("pysqlx_engine").removeHandler(noting)
+    assert called == ["starter"] * 2
+    assert set(noting.seen) == {"nobody"}
 
 
 async def test_a_connection_that_cannot_be_configured_is_closed(

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ...errors import JobError, PoolClosedError
@@ -90,7 +90,7 @@ class QueuePools:
             if known is None or _useless(known):
                 pool = _Pool(**self._parameters)
                 pool._runtime.provider = self._provider
-                known = self._for_loops[loop] = (pool, loop.create_task(pool.start()))
+                known = self._for_loops[loop] = (pool, loop.create_task(pool.start(), context=Context()))
         pool, started = known
         await asyncio.shield(started)  # whoever comes first starts it, and others wait with him
         return pool
@@ -101,7 +101,7 @@ class QueuePools:
             if self._for_threads is None or self._for_threads.closed:
                 pool = _PoolSync(**self._parameters)
                 pool._runtime.provider = self._provider
-                pool.start()
+                Context().run(pool.start)  # it outlives the job that comes first
                 self._for_threads = pool
             return self._for_threads
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import secrets
@@ -135,7 +136,9 @@ async def serve_here(queue: JobQueue, pools: QueuePools, hints: Hints, grace: fl
     check_budget(pool.stats().max_size)
     here = _Here(queue, pools, pool)
     hints.here = here.listener
-    serving = asyncio.get_running_loop().create_task(here.dispatcher.serve(), context=tracing.quiet())
+    serving = asyncio.get_running_loop().create_task(
+        here.dispatcher.serve(), context=tracing.quiet(contextvars.copy_context())
+    )
     telling = asyncio.ensure_future(_tell_supervisor(here.dispatcher))
     try:
         waiting = asyncio.ensure_future(told.stop.wait())
