@@ -1,5 +1,5 @@
-"""`LOG_CONFIG`: four switches for what is logged and how errors read, in code and by environment. And the loggers: one
-for each part that docs speak of, below `pysqlx_engine`."""
+"""`LOG_CONFIG`: four switches for what is logged and how errors read, in code and by environment. And the logger
+`pysqlx_engine`, with a level for each part that docs speak of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import PySQLXError, SettingsError
 from .masking import mask_uris
@@ -17,7 +17,7 @@ from .masking import mask_uris
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LEVELS", "LOG_CONFIG", "PARTS", "LogConfig", "log_levels"]
+__all__ = ["LEVELS", "LOG_CONFIG", "PARTS", "LogConfig", "log_levels", "part"]
 
 PARTS = ("supervisor", "coordinator", "observer", "pool", "jobs", "sql")
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -38,20 +38,66 @@ def log_levels(text: str) -> dict[str, int]:
     return levels
 
 
-def _nothing_secret(record: logging.LogRecord) -> bool:
+_ours = logging.getLogger("pysqlx_engine")
+
+
+class Part(logging.Logger):
+    """A part's own level, before the logger `pysqlx_engine`.
+
+    Its records are that logger's: they have its name, and its filters, its handlers and `disabled` hold for them; so
+    does its level where the part has none. No configuration of `logging` knows of a part.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__(_ours.name)
+        self.part = part
+
+    def isEnabledFor(self, level: int) -> bool:
+        if self.level == logging.NOTSET:
+            return _ours.isEnabledFor(level)
+        return level >= self.level and level > self.manager.disable and not _ours.disabled
+
+    def getEffectiveLevel(self) -> int:
+        return self.level or _ours.getEffectiveLevel()
+
+    def answer(self, text: str, *values: object) -> None:
+        """Log, at INFO, what somebody has asked for: whatever the level."""
+        self._log(logging.INFO, text, values)
+
+    def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:
+        record = super().makeRecord(*args, **options)
+        record.part = self.part
+        return record
+
+    def handle(self, record: logging.LogRecord) -> None:
+        _hide_secrets(record)
+        _ours.handle(record)
+
+
+def _hide_secrets(record: logging.LogRecord) -> None:
     """Not all that we log is our own text: there are errors of hooks and of handlers."""
     with contextlib.suppress(Exception):  # what cannot be shown is reported by the handler
         text = record.getMessage()
         shown = mask_uris(text)
-        if shown is not text and shown != text:
+        if shown != text:
             record.msg, record.args = shown, ()
-    return True
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = _plain.formatException(record.exc_info)
+            shown = mask_uris(trace)
+            if shown != trace:  # whoever has the exception itself could show it
+                record.exc_info, record.exc_text = None, shown
 
 
-for _part in PARTS:
-    logging.getLogger(f"pysqlx_engine.{_part}").addFilter(_nothing_secret)
+_plain = logging.Formatter()
+_parts = {name: Part(name) for name in PARTS}
 
-logger = logging.getLogger("pysqlx_engine.sql")
+
+def part(name: str) -> Part:
+    """What a part logs to. Raises KeyError."""
+    return _parts[name]
+
+
+logger = part("sql")
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -79,7 +125,7 @@ class LogConfig:
     """The switches. Each is a bool, False by default, and starts with the environment variable of its name.
 
     Allowed values, in code and in the environment, are true and false in the usual words (1/0, true/false, yes/no,
-    on/off); anything else is a SettingsError. Log lines go to the logger `pysqlx_engine.sql`.
+    on/off); anything else is a SettingsError. Log lines go to the logger `pysqlx_engine`, as its part `sql`.
     """
 
     PYSQLX_DEV_MODE = _Switch()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from types import TracebackType
 from typing import Any
 
+from ..log_config import part
 from .background import background
 from .core import ConnInfo
 from .face import PoolFace
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 ids = itertools.count(1)
 

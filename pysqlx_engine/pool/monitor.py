@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from ..log_config import part
 from .core import OURSELVES
 
 if TYPE_CHECKING:
     from .runtime import PoolRuntime
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 LOST_AFTER = 0.1
 """Seconds in use after which it is asked whether anybody still has a connection."""

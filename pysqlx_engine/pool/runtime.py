@@ -34,6 +34,7 @@ from ..errors import (
     PySQLXError,
     SettingsError,
 )
+from ..log_config import part
 from . import registry
 from .background import background
 from .budget import Budget, BudgetProvider, Demand, Lease, OrphanedSession, PoolRequest, budget_for
@@ -45,7 +46,7 @@ from .outage import Outage
 from .stats import Counters, PoolStats
 from .upkeep import Upkeep
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 P = ParamSpec("P")
 T = TypeVar("T")

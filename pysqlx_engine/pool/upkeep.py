@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -21,12 +20,13 @@ from ..engine.session import UNCONFIRMED_CLOSE, ServerSession, open_session
 from ..engine.spans import target_of
 from ..engine.uri import DatabaseURI, parse_uri, with_option
 from ..errors import ConnectError, PoolError, PySQLXError, RawCmdError
+from ..log_config import part
 from .budget import Lease, OrphanedSession
 from .config import PoolConfig
 from .core import ConnInfo
 from .hooks import Hooks, call_hook
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 OPEN_TIMEOUT = 75.0
 """Seconds after which an attempt to connect is given up: more than the driver's connect_timeout (5 s) and the wait for

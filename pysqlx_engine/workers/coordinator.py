@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import resource
 import secrets
@@ -33,6 +32,7 @@ from zmq.utils import z85
 
 from ..engine import sockets
 from ..errors import SettingsError
+from ..log_config import part
 from ..system import host_identity
 from .control import SIZES, ControlServer, Json, Reply, wrong_size
 from .coordinator_core import CoordinatorCore
@@ -62,7 +62,7 @@ from .status import BudgetStatus, Health, PoolStatus, RunStatus, TotalsStatus, W
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-logger = logging.getLogger("pysqlx_engine.coordinator")
+logger = part("coordinator")
 
 STATUS_WAIT = 0.25
 """Seconds that a status waits for the processes' latest reports."""

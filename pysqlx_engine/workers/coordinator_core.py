@@ -6,9 +6,9 @@ No socket, no clock, no thread: `coordinator` is the process around it. Whatever
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
+from ..log_config import part
 from .fleet import TERM, Fleet, Member
 from .journal import Journal
 from .journal import Member as Remembered
@@ -17,7 +17,7 @@ from .messages import MOST_LEASES, VERSION, FromCoordinator, FromProcess, Hello
 from .orphans import Kernel, Orphans
 from .rates import LogBound
 
-logger = logging.getLogger("pysqlx_engine.coordinator")
+logger = part("coordinator")
 
 JOURNAL_AGAIN = 0.2
 """Seconds between two attempts to write the journal, while the disk is full."""

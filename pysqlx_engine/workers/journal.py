@@ -7,7 +7,6 @@ it has to survive the coordinator, not the host, because with the host every mem
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterable
 from io import FileIO
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from ..log_config import part
 from ..system import start_time
 from .ledger import PoolKey, Record
 from .messages import HeldLease
 
-logger = logging.getLogger("pysqlx_engine.coordinator")
+logger = part("coordinator")
 
 COMPACT_AFTER = 20_000
 """Lines after which the journal is written anew with what still counts."""

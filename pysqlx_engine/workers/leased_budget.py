@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from ..engine.session import ServerSession
 from ..errors import PoolRefusedError, PoolTimeoutError
+from ..log_config import part
 from ..pool.background import background
 from ..pool.budget import RECENT, BudgetClient, Lease, OrphanedSession, PoolRequest
 from .ledger import Ledger
@@ -45,7 +45,7 @@ from .messages import (
     Totals,
 )
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 LOOK_AGAIN = 0.02
 """Seconds between two looks of a process on its own at what time alone changes, while somebody waits."""

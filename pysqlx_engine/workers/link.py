@@ -7,7 +7,6 @@ The rest of the process never touches the socket. What has to be said, and what 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import random
 import secrets
@@ -21,6 +20,7 @@ import msgspec
 import zmq
 import zmq.utils.monitor
 
+from ..log_config import part
 from ..pool.background import at_exit, background
 from ..pool.budget import PoolRequest
 from ..system import after_fork_in_child, host_identity, nonblocking_pipe, start_time
@@ -31,7 +31,7 @@ from .membership import Identity, Membership
 from .messages import MAX_MESSAGE, decode_from_coordinator, encode
 from .rates import LogBound
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 _CONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED
 _DISCONNECTED = zmq.Event.DISCONNECTED

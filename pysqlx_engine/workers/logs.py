@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 import msgspec
 
+from .. import log_config
 from ..log_config import DEFAULT_LEVELS, log_levels
 from ..masking import mask_uris
 
@@ -78,6 +79,7 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     time: str
     level: str | None = None
     logger: str | None = None
+    part: str | None = None
     message: str
     run: str
     process: str
@@ -172,13 +174,16 @@ class LineFormatter(logging.Formatter):
 
     def _json(self, record: logging.LogRecord) -> str:
         job = at_work.get()
-        extra = {name: _shown(value) for name, value in vars(record).items() if name not in _STANDARD}
+        part = getattr(record, "part", None) if record.name == "pysqlx_engine" else None
+        known = _STANDARD if part is None else _STANDARD | {"part"}
+        extra = {name: _shown(value) for name, value in vars(record).items() if name not in known}
         return encode_line(
             _here,
             mask_uris(_COLOUR.sub("", record.getMessage())),
             at=record.created,
             level=record.levelname.lower(),
             logger=record.name,
+            part=part,
             exception=mask_uris("\n".join(self._traces(record))) or None,
             extra=extra or None,
             job=job and job.id,
@@ -227,7 +232,7 @@ def set_up(spec: LogSpec, process: str, worker: int | None = None) -> None:
     handler.setFormatter(LineFormatter())
     logging.lastResort = handler
     for part, level in log_levels(spec.levels).items():
-        logging.getLogger(f"pysqlx_engine.{part}" if part else None).setLevel(level)
+        (log_config.part(part) if part else logging.root).setLevel(level)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_a_thread
     if spec.format == "json":
@@ -276,7 +281,7 @@ class Voice:
         text = mask_uris(text)
         if not self._json:
             return text.encode(errors="replace") + b"\n"
-        more = {"level": logging.getLevelName(level).lower(), "logger": "pysqlx_engine.supervisor"}
+        more = {"level": logging.getLevelName(level).lower(), "logger": "pysqlx_engine", "part": "supervisor"}
         while len(line := encode_line(self._source, text, at=time.time(), **more)) >= select.PIPE_BUF:
             text = text[: len(text) // 2] + "..."
         return line + b"\n"

@@ -14,7 +14,6 @@ our sessions ended, so nothing new is opened until the next `Welcome`.
 from __future__ import annotations
 
 import collections
-import logging
 import random
 import threading
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..errors import PoolRefusedError
+from ..log_config import part
 from ..pool.budget import Lease
 from .leased_budget import LeasedBudget, Outgoing
 from .messages import (
@@ -48,7 +48,7 @@ from .messages import (
     encode,
 )
 
-logger = logging.getLogger("pysqlx_engine.pool")
+logger = part("pool")
 
 SPREAD = 0.1
 """Seconds over which the processes of a restarted coordinator spread their return."""

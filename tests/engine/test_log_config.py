@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import logging.config
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from pysqlx_engine.engine import PySQLXEngineSync
 from pysqlx_engine.errors import SettingsError
-from pysqlx_engine.log_config import LOG_CONFIG
+from pysqlx_engine.log_config import LOG_CONFIG, PARTS, part
 
 SWITCHES = ["PYSQLX_DEV_MODE", "PYSQLX_SQL_LOG", "PYSQLX_USE_COLOR", "PYSQLX_ERROR_JSON_FMT"]
 
@@ -83,3 +86,89 @@ def test_logged_sql_is_coloured(
     with PySQLXEngineSync(sqlite_uri) as conn, caplog.at_level(logging.INFO, "pysqlx_engine"):
         conn.query("SELECT 1 AS a")
     assert "\x1b[" in caplog.messages[0]
+
+
+# -- parts of the one logger ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ours() -> Iterator[logging.Logger]:
+    """The logger of all parts. It, and their levels, are as before afterwards."""
+    logger = logging.getLogger("pysqlx_engine")
+    yield logger
+    logger.disabled = False
+    logger.setLevel(logging.NOTSET)
+    for handler in [*logger.handlers]:
+        logger.removeHandler(handler)
+    for name in PARTS:
+        part(name).setLevel(logging.NOTSET)
+
+
+def written_to(logger: logging.Logger, form: str = "%(levelname)s:%(name)s:%(message)s") -> io.StringIO:
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter(form))
+    logger.addHandler(handler)
+    return text
+
+
+def test_all_parts_log_as_one_logger(ours: logging.Logger) -> None:
+    text = written_to(ours, "%(levelname)s:%(name)s:%(part)s:%(module)s:%(message)s")
+    ours.setLevel(logging.INFO)
+
+    def not_that(record: logging.LogRecord) -> bool:
+        return record.getMessage() != "refused"
+
+    ours.addFilter(not_that)
+    part("pool").debug("not")
+    part("pool").info("refused")
+    ours.removeFilter(not_that)
+    part("jobs").info("said by %s", "me")
+    ours.disabled = True
+    part("jobs").critical("not")
+    assert not part("jobs").isEnabledFor(logging.CRITICAL)
+    assert text.getvalue() == "INFO:pysqlx_engine:jobs:test_log_config:said by me\n"
+
+
+def test_the_level_of_a_part_is_its_own_whatever_is_configured(ours: logging.Logger) -> None:
+    part("pool").setLevel(logging.DEBUG)
+    part("jobs").setLevel(logging.ERROR)
+    logging.config.dictConfig({"version": 1, "incremental": False, "loggers": {"pysqlx_engine": {"level": "WARNING"}}})
+    text = written_to(ours)
+    for name in ("pool", "jobs", "sql"):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            part(name).log(level, name)
+    written = [line.replace(":pysqlx_engine:", " ") for line in text.getvalue().split()]
+    assert written == [
+        "DEBUG pool",
+        "INFO pool",
+        "WARNING pool",
+        "ERROR pool",
+        "ERROR jobs",
+        "WARNING sql",
+        "ERROR sql",
+    ]
+    logging.disable(logging.CRITICAL)
+    try:
+        assert not part("pool").isEnabledFor(logging.CRITICAL)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_an_answer_is_given_at_any_level(ours: logging.Logger) -> None:
+    text = written_to(ours)
+    part("coordinator").setLevel(logging.CRITICAL)
+    part("coordinator").answer("budget %d", 3)
+    assert text.getvalue() == "INFO:pysqlx_engine:budget 3\n"
+
+
+def test_a_traceback_of_ours_shows_no_password_to_any_handler(ours: logging.Logger) -> None:
+    text = written_to(ours)
+    for problem in ("redis://:geheim@h/0", "no secret"):
+        try:
+            raise ValueError(problem)
+        except ValueError:
+            part("pool").exception("failed")
+    assert "geheim" not in text.getvalue()
+    assert "ValueError: redis://:***@h/0\nERROR" in text.getvalue()
+    assert text.getvalue().endswith("ValueError: no secret\n")

@@ -354,7 +354,7 @@ async def test_a_check_out_whose_log_line_fails_gives_its_connection_back(
         return True
 
     with caplog.at_level(logging.DEBUG, "pysqlx_engine"):
-        logger = logging.getLogger("pysqlx_engine.pool")
+        logger = logging.getLogger("pysqlx_engine")
         async with PySQLXEnginePool(sqlite_uri, min_size=1, max_size=1, check_interval=3600) as pool:
             logger.addFilter(refuse)
             try:

@@ -84,6 +84,7 @@ def test_a_refusal_names_the_levels_and_parts_that_there_are(tmp_path: Path) -> 
 SAYS_EVERYTHING = """
 import json, logging, sys, threading, warnings
 from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.log_config import part
 log = logging.getLogger("shop")
 log.info("unseen")
 log.warning("out of %s", "é", extra={"order": 5, "odd": {1, 2}, "url": "amqp://me:geheim@q/"})
@@ -110,7 +111,7 @@ other = logging.getLogger("other")
 other.addHandler(handler)
 other.propagate = False
 other.warning("by my own handler")
-logging.getLogger("pysqlx_engine.supervisor").warning("x" * 5000 + "\\ud800")
+part("supervisor").warning("x" * 5000 + "\\ud800")
 raise ValueError("twice\\nas long")
 """
 
@@ -141,7 +142,8 @@ def test_with_json_each_line_is_one_object_whoever_has_said_it(tmp_path: Path, s
         assert warning["message"] == "out of é"
         assert warning["extra"] == {"order": 5, "odd": [1, 2], "url": "amqp://me:***@q/"}
         assert "DeprecationWarning: old" in only(said, logger="py.warnings")["message"]
-        assert any(line["message"].startswith("Pool: New connection created") for line in said)
+        opened = next(line for line in said if line["message"].startswith("Pool: New connection created"))
+        assert (opened["logger"], opened["part"], opened["level"]) == ("pysqlx_engine", "pool", "debug")
         in_thread = only(said, message="Exception in thread side: KeyError: 'k'")
         assert in_thread["exception"].startswith("Traceback (most recent call last):\n")
         assert only(said, message="no first one")["exception"].endswith("IndexError: list index out of range")
@@ -227,7 +229,8 @@ def test_a_coordinator_alone_logs_as_it_is_told(tmp_path: Path) -> None:
     with coordinating(tmp_path, "--name", "alone", "--log-format", "json") as (run, _):
         assert ctl(tmp_path, "resize", "5")[0] == 0
         line = json.loads(run.line())
-        assert (line["message"], line["logger"], line["run"]) == (changed, "pysqlx_engine.coordinator", "alone")
+        assert (line["message"], line["logger"], line["part"]) == (changed, "pysqlx_engine", "coordinator")
+        assert line["run"] == "alone"
         assert line["pid"] == run.process.pid
     with coordinating(tmp_path, "--name", "quiet", PYSQLX_LOG_LEVEL="coordinator=error") as (run, _):
         assert ctl(tmp_path, "resize", "5")[0] == 0
@@ -292,7 +295,7 @@ def test_records_of_a_job_carry_it_as_json(tmp_path: Path, sqlite_db: Database) 
         line = only(lines, message=message)
         assert (line["job"], line["task"], line["attempt"], line["logger"]) == (job, task, 1, "shop")
         assert line["process"] == f"worker {line['worker']}"
-    failed = only(lines, logger="pysqlx_engine.jobs", job=first)
+    failed = only(lines, part="jobs", job=first)
     assert failed["level"] == "warning"
     assert "postgresql://me:***@db/shop" in failed["message"]
     assert "job" not in next(line for line in lines if line["message"] == "in no job")
@@ -318,10 +321,11 @@ def test_records_of_a_job_carry_it_in_text(tmp_path: Path, sqlite_db: Database) 
 WRONG_PASSWORD = """
 import logging, os, threading
 from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.log_config import part
 PySQLXEnginePoolSync("sqlite:here.db", min_size=0).start()
 uri = os.environ["WRONG"]
 for name in ("pool", "jobs", "sql"):
-    logging.getLogger("pysqlx_engine." + name).warning("ours: %s", uri)
+    part(name).warning("ours: %s", uri)
 logging.getLogger("shop").warning("theirs: %s", uri)
 thread = threading.Thread(target=lambda: os.stat("redis://:geheim@h/0"), name="side")
 thread.start(); thread.join()

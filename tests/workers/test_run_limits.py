@@ -75,12 +75,12 @@ def test_on_a_full_disk_the_run_says_so_once_and_growth_waits_until_there_is_roo
         resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, hard))
         (tmp_path / "more").touch()
         assert run.line() == (
-            f"[coordinator] WARNING pysqlx_engine.coordinator: cannot write the journal in {journal.parent}: "
+            f"[coordinator] WARNING pysqlx_engine: cannot write the journal in {journal.parent}: "
             "File too large; open connections go on working, growth waits until it can be written"
         )
         resource.prlimit(coordinator, resource.RLIMIT_FSIZE, (soft, hard))
         assert sorted([run.line(), run.line()]) == [
-            "[coordinator] WARNING pysqlx_engine.coordinator: the journal can be written again",
+            "[coordinator] WARNING pysqlx_engine: the journal can be written again",
             "[worker 0] grown",
         ]
         assert run.rest() == []

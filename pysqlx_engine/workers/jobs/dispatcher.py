@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import ExecuteError, PoolError, PySQLXError, QueryError
+from ...log_config import part
 from ...system import host_identity
 from ..rates import LogBound
 from . import faults
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...engine import PySQLXEngine
     from ...pool import PySQLXEnginePool
 
-logger = logging.getLogger("pysqlx_engine.jobs")
+logger = part("jobs")
 
 POLL = 1.0
 """Seconds between two looks for work that nobody has told of, and for what users have asked."""
@@ -435,11 +435,11 @@ class Dispatcher:
         full = queues - self._paused
         queues -= full  # a hint that comes meanwhile is of something new
         while len(claimed) < most and full:
-            for queue, part in self._shares.split(most - len(claimed), full).items():
+            for queue, share in self._shares.split(most - len(claimed), full).items():
                 self._claims += 1
                 owner = self._presence.owners[0] + self._claims
-                found = await database.store.claim(database.connection, queue, part, owner, wanted.tasks)
-                if len(found) < part:
+                found = await database.store.claim(database.connection, queue, share, owner, wanted.tasks)
+                if len(found) < share:
                     full.discard(queue)
                 claimed += found
         queues |= full

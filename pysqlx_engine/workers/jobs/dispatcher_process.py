@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ...errors import ConnectError, JobError, PoolError
+from ...log_config import part
 from ...system import DEATH_POLL, has
 from ..process import CHILD_SIGNALS
 from .attempts import Report
@@ -27,7 +27,7 @@ from .served import DispatcherSpec
 from .store import Claim, Claimed
 from .wire import Cancel, Channel, FromWorker, HowFar, Join, Leave, Reports, Retire, Run, Written
 
-logger = logging.getLogger("pysqlx_engine.jobs")
+logger = part("jobs")
 
 MESSAGE_LIMIT = 1 << 16
 _ADOPT_WITHIN = 30.0

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import random
 from typing import TYPE_CHECKING
 
+from ...log_config import part
 from .attempts import Report, given_back
 from .runner import LAST_WORDS, Runner, first_of
 from .served import Serving, ask_supervisor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .serving import Told
 
-logger = logging.getLogger("pysqlx_engine.jobs")
+logger = part("jobs")
 
 _PROGRESS_EVERY = 0.1
 """Seconds between two messages of how far the jobs are."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import random
 import traceback
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from ... import tracing
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
 from ...errors import JobArgumentsError, JobError, PoolClosedError, PoolError, PySQLXError
+from ...log_config import part
 from ...masking import mask_uris
 from ..logs import JobAtWork, at_work
 from . import faults
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .tasks import Task
 
-logger = logging.getLogger("pysqlx_engine.jobs")
+logger = part("jobs")
 
 LAST_WORDS = 5.0
 """Seconds, when all has ended or was given back, for the database to take what the last jobs came to."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ... import tracing
 from ...errors import JobSetupError
+from ...log_config import part
 from ...pool import registry
 from .dialects import dialect_of
 from .dispatcher import Dispatcher, prepare
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .queue import JobQueue
     from .store import Claimed, Progress
 
-logger = logging.getLogger("pysqlx_engine.jobs")
+logger = part("jobs")
 
 GRACE = 30.0
 """Seconds that jobs get to end."""

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...log_config import part
 from ..process import CHILD_SIGNALS, allow_open_files
 from ..rundir import RunDirectory
 from .spec import Listening, ObserverSpec
@@ -34,7 +35,7 @@ _END_WITHIN = 3.0
 """Seconds to end in: less than the supervisor waits. A database that does not answer is left to the kernel."""
 
 
-logger = logging.getLogger("pysqlx_engine")
+logger = part("observer")
 
 
 class _Protocol(H11Protocol):

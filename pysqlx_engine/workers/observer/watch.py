@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
 
+from ...log_config import part
 from ...system import has
 from ..endpoints import local
 from ..looking import look
@@ -17,7 +17,7 @@ from ..status import RunStatus
 from .history import History
 from .jobs import JobsDatabase
 
-logger = logging.getLogger("pysqlx_engine.observer")
+logger = part("observer")
 
 EVERY = 1.0
 """Seconds between two looks."""
