@@ -284,15 +284,15 @@ class Runner:
             return given_back(claimed)
         if stop == "end" and isinstance(error, asyncio.CancelledError):
             return given_back(claimed)
-        text = mask_uris(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        text = _masked(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         if not running.begun and isinstance(error, PySQLXError | PoolError):
             # No connection was to be had, or no transaction: the handler was not called.
             return snoozed(claimed, _NOT_BEGUN, self._worker, _clean(f"not begun: {text}"))
         logger.warning("Jobs: %r failed: %s", running.job, text)
         trace = None
         if not isinstance(error, JobArgumentsError | TooLong):
-            trace = mask_uris("".join(traceback.format_exception(_of_the_handler(error))))
-            trace = _clean(trace, _LONGEST_TRACEBACK)
+            trace = "".join(traceback.format_exception(_of_the_handler(error)))
+            trace = _clean(_masked(trace, _LONGEST_TRACEBACK), _LONGEST_TRACEBACK)
         wait = round(self._backoff(running) * 1_000_000)
         return failed(claimed, self._worker, _clean(text), trace, wait=wait)
 
@@ -393,6 +393,15 @@ def _of_the_handler(error: BaseException) -> BaseException:
 
 
 _OUR_FILES = frozenset({__file__, Threads.run.__code__.co_filename})
+
+
+def _masked(text: str, longest: int = _LONGEST_ERROR) -> str:
+    """Without passwords, and so much of its end that `longest` can be had of it: a text of any length would hold up the
+    other jobs. The line in which it is cut is left out: a password may be there whose URI is no longer one."""
+    if len(text) > 4 * longest:
+        text = text[-4 * longest :]
+        text = text[text.find("\n") + 1 :]
+    return mask_uris(text)
 
 
 def _clean(text: str, longest: int = _LONGEST_ERROR) -> str:
