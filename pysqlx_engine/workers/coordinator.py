@@ -559,9 +559,9 @@ def serve(config: CoordinatorConfig, ready: Callable[[], None]) -> None:
 
 def _log_status(status: Json) -> None:
     for budget in status["budgets"]:
-        logger.warning("budget %s", json.dumps(budget))
+        logger.answer("budget %s", json.dumps(budget))
     for worker in status["workers"]:
-        logger.warning("process %s", json.dumps(worker))
+        logger.answer("process %s", json.dumps(worker))
 
 
 def _only(act: Callable[[], None]) -> Callable[[int, Any], None]:

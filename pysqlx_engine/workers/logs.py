@@ -12,6 +12,7 @@ of `logging` goes before ours:
 from __future__ import annotations
 
 import contextvars
+import json
 import logging
 import os
 import re
@@ -22,9 +23,12 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO, cast
+from uuid import UUID
 
 import msgspec
 
@@ -95,54 +99,104 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 _OURS = frozenset({"time", "message", "run", "process"})
 """The keys of a line that was written here, and of no other that is likely."""
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_BEGIN = b'{"time":'
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def encode_line(source: Source, message: str, *, at: float, **more: Any) -> bytes:
+def encode_line(source: Source, message: str, *, at: float, extra: dict[str, Any] | None = None, **more: Any) -> bytes:
     """A line of `source`, without its end. `at`: seconds since 1970."""
+    more = {name: _clean(value) if isinstance(value, str) else value for name, value in more.items()}
     line = Line(
         time=datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        message=message,
+        message=_clean(message),
         run=source.run,
         process=source.process,
         worker=source.worker,
         pid=source.pid,
+        extra=_shown_extra(extra) if extra else None,
         **more,
     )
-    try:
-        return _encode(line)
-    except (TypeError, ValueError, RecursionError):  # a lone surrogate, or what no JSON can hold
-        if line.extra is not None:
-            line.extra = {key: _clean(repr(value)) for key, value in line.extra.items()}
-        for name in ("logger", "message", "task", "exception"):
-            text = getattr(line, name)
-            if text is not None:
-                setattr(line, name, _clean(text))
-        return _encode(line)
+    return _encode(line)
 
 
 def _clean(text: str) -> str:
+    """Without lone surrogates, which no JSON can hold."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def wrap(line: bytes, source: Source, stream: str, at: float) -> bytes:
-    """A line that `source` has printed, as a JSON object. One that is an object already stays as it is when it is ours;
-    to others what they do not say themselves is added."""
-    its_own: dict[str, Any] = {}
-    if line.startswith(b"{"):
+_DEEPEST = 10
+
+
+def _shown_extra(extra: dict[str, Any]) -> dict[str, Any]:
+    shown = {}
+    for name, value in extra.items():
         try:
-            its_own = _decode(line)
-        except (ValueError, RecursionError):  # it only looks like one
-            its_own = {}
-        if its_own.keys() >= _OURS:
-            return line
-    text = encode_line(source, line.decode(errors="replace"), at=at, stream=stream)
+            shown[_key(name)] = _shown(value)
+        except Exception:  # noqa: BLE001 - of a type of others, or another thread has changed it meanwhile
+            shown[_key(name)] = _as_text(value)
+    return shown
+
+
+def _shown(value: object, depth: int = 0) -> object:
+    """What JSON has for it, without passwords. What is no plain value is what its `repr` says: that of a dataclass may
+    leave something out on purpose."""
+    kind = type(value)
+    if value is None or kind in (bool, float) or (kind is int and -(2**63) <= cast(int, value) < 2**64):
+        return value
+    if isinstance(value, str):
+        return mask_uris(_clean(str.__str__(value)))
+    if kind in (datetime, date, time_of_day):
+        return cast(datetime, value).isoformat()
+    if kind in (UUID, Decimal):
+        return str(value)
+    if depth < _DEEPEST:
+        if isinstance(value, dict):
+            return {_key(name): _shown(one, depth + 1) for name, one in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_shown(one, depth + 1) for one in value]
+    return _as_text(value)
+
+
+def _key(name: object) -> str:
+    return mask_uris(_clean(name)) if isinstance(name, str) else _as_text(name)
+
+
+def _as_text(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - whatever a `repr` of others raises
+        text = f"<{type(value).__name__} that cannot be shown>"
+    return mask_uris(_clean(text))
+
+
+def wrap(line: bytes, source: Source, stream: str, at: float) -> bytes:
+    """A line that `source` has printed, as a JSON object. One that is an object already stays as it is when it is ours,
+    also behind something that was printed without an end; to others what they do not say themselves is added."""
+    its_own = _members(line)
+    if its_own.keys() >= _OURS:
+        return line
+    ours = line.find(_BEGIN, 1)
+    if not its_own and ours > 0 and _members(line[ours:]).keys() >= _OURS:
+        return wrap(line[:ours], source, stream, at) + b"\n" + line[ours:]
     if not its_own:
-        return text
-    ours = _decode(text)
-    del ours["message"]
-    return _encode(ours | its_own)
+        return encode_line(source, line.decode(errors="replace"), at=at, stream=stream)
+    added = _decode(encode_line(source, "", at=at, stream=stream))
+    added = {key: value for key, value in added.items() if key not in its_own and key != "message"}
+    if not added:
+        return line
+    return _encode(added)[:-1] + b"," + line.strip()[1:]
+
+
+def _members(line: bytes) -> dict[str, msgspec.Raw]:
+    """Those of a line that is an object."""
+    if line.lstrip().startswith(b"{"):
+        try:
+            line.decode()
+            return _decode(line)
+        except (ValueError, RecursionError):  # it only looks like one
+            pass
+    return {}
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -176,20 +230,18 @@ class LineFormatter(logging.Formatter):
         job = at_work.get()
         part = getattr(record, "part", None) if record.name == "pysqlx_engine" else None
         known = _STANDARD if part is None else _STANDARD | {"part"}
-        extra = {name: _shown(value) for name, value in vars(record).items() if name not in known}
-        return encode_line(
-            _here,
+        return _record_line(
             mask_uris(_COLOUR.sub("", record.getMessage())),
+            mask_uris("\n".join(self._traces(record))),
+            {name: value for name, value in vars(record).items() if name not in known},
             at=record.created,
             level=record.levelname.lower(),
             logger=record.name,
-            part=part,
-            exception=mask_uris("\n".join(self._traces(record))) or None,
-            extra=extra or None,
+            part=part and str(part),
             job=job and job.id,
             task=job and job.task,
             attempt=job and job.attempt,
-        ).decode()
+        )
 
     def _traces(self, record: logging.LogRecord) -> list[str]:
         traces = []
@@ -202,8 +254,27 @@ class LineFormatter(logging.Formatter):
         return traces
 
 
-def _shown(value: object) -> object:
-    return mask_uris(value) if isinstance(value, str) else value
+_LONGEST_LINE = 300_000
+"""Bytes. What is escaped of it may be three times as long, and the pump's limit is 1 MiB: a longer line would arrive in
+pieces, which are printed lines."""
+_LONGEST_TEXT = 20_000
+"""Characters of each text of a record that is too long."""
+
+
+def _record_line(message: str, exception: str, extra: dict[str, Any], **more: Any) -> str:
+    """A line of this process, for a stream with whatever encoding."""
+    line = encode_line(_here, message, exception=exception or None, extra=extra, **more)
+    if len(line) > _LONGEST_LINE:
+        if len(message) > _LONGEST_TEXT:
+            message = message[:_LONGEST_TEXT] + "..."
+        if len(exception) > _LONGEST_TEXT:
+            exception = "..." + exception[-_LONGEST_TEXT:]
+        extra = {"cut": _as_text(extra)[:_LONGEST_TEXT]} if extra else {}
+        line = encode_line(_here, message, exception=exception or None, extra=extra, **more)
+    return _NO_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], line.decode())
+
+
+_NO_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 class _LastResort(logging.Handler):
@@ -273,15 +344,19 @@ class Voice:
         levels = log_levels(spec.levels)
         self._level = levels.get("supervisor", levels[""])
 
-    def line(self, text: str, level: int) -> bytes | None:
+    def line(self, text: str, level: int, *, asked: bool = False) -> bytes | None:
         """What is to be written, with its end: as JSON no more than a pipe takes in one piece. None: it is not to
-        be said."""
-        if level < self._level:
+        be said. `asked`: somebody wants to know it, whatever the level."""
+        if level < self._level and not asked:
             return None
         text = mask_uris(text)
         if not self._json:
             return text.encode(errors="replace") + b"\n"
-        more = {"level": logging.getLevelName(level).lower(), "logger": "pysqlx_engine", "part": "supervisor"}
+        more: dict[str, Any] = {
+            "level": logging.getLevelName(level).lower(),
+            "logger": "pysqlx_engine",
+            "part": "supervisor",
+        }
         while len(line := encode_line(self._source, text, at=time.time(), **more)) >= select.PIPE_BUF:
             text = text[: len(text) // 2] + "..."
         return line + b"\n"
@@ -336,8 +411,8 @@ def _tell(error: BaseException, trace: TracebackType | None, where: str) -> bool
                 _write(where + shown)
             return shown != text
         message = mask_uris(where.replace("\n", " ") + "".join(traceback.format_exception_only(error)).strip())
-        more = {"level": "critical", "logger": "pysqlx_engine", "exception": shown.rstrip("\n")}
-        _write(encode_line(_here, message, at=time.time(), **more).decode() + "\n")
+        more = {"level": "critical", "logger": "pysqlx_engine"}
+        _write(_record_line(message, shown.rstrip("\n"), {}, at=time.time(), **more) + "\n")
     except Exception:  # noqa: BLE001 - an error that cannot be shown
         return False
     return True

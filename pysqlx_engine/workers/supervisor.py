@@ -292,9 +292,9 @@ class Supervisor:
         moments = [moment for moment in due if moment is not None]
         return min(_LOOK_AGAIN, max(0.0, min(moments) - time.monotonic())) if moments else None
 
-    def _say(self, text: str, level: int = logging.INFO) -> None:
+    def _say(self, text: str, level: int = logging.INFO, *, asked: bool = False) -> None:
         """A line of our own on stderr. It is dropped rather than waited for when nobody reads them."""
-        line = self._voice.line(text, level)
+        line = self._voice.line(text, level, asked=asked)
         if line is not None:
             with contextlib.suppress(BlockingIOError):
                 os.write(self._messages, line)
@@ -823,7 +823,7 @@ class Supervisor:
     def _dump(self) -> None:
         """Everybody's state to the log."""
         now = time.monotonic()
-        self._say(f"state of the run {self._plan.name}: {len(self._formation.staying)} workers")
+        self._say(f"state of the run {self._plan.name}: {len(self._formation.staying)} workers", asked=True)
         for child in self._children.values():
             place = self._formation.place_of(child.pid)
             what = (
@@ -831,14 +831,15 @@ class Supervisor:
                 if place is None or place.process == child.pid
                 else (", takes over" if place.successor == child.pid else ", ends")
             )
-            self._say(f"  {child.name} ({child.pid}): since {now - child.started:.1f} s{what}")
+            self._say(f"  {child.name} ({child.pid}): since {now - child.started:.1f} s{what}", asked=True)
             if child.slot is None or child.slot is not self._coordinator:
                 child.tell("dump")
             elif child.ready is None:  # before that it has no handler
                 child.signal(signal.SIGUSR2)
         for place in self._formation.places.values():
             if place.restart_at is not None:
-                self._say(f"  worker {place.number}: starts again in {max(0.0, place.restart_at - now):.1f} s")
+                again = max(0.0, place.restart_at - now)
+                self._say(f"  worker {place.number}: starts again in {again:.1f} s", asked=True)
 
     @contextlib.contextmanager
     def _file_watch(self) -> Iterator[None]:

@@ -10,7 +10,10 @@ import signal
 import time
 import timeit
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +24,10 @@ from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.log_config import log_levels
 from pysqlx_engine.masking import mask_uri, mask_uris
 from pysqlx_engine.settings import load_run_settings
-from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers import JobQueue, logs
 from pysqlx_engine.workers.jobs.runner import _masked
 from pysqlx_engine.workers.jobs.schema import migrate
-from pysqlx_engine.workers.logs import LogSpec, Source, Voice, encode_line, wrap
+from pysqlx_engine.workers.logs import LineFormatter, LogSpec, Source, Voice, encode_line, wrap
 from pysqlx_engine.workers.output import line_prefix
 
 from ..servers import Database
@@ -170,8 +173,26 @@ def test_an_object_of_ours_is_not_wrapped_and_others_keep_what_they_say() -> Non
         "time": "noon", "run": "shop", "process": "worker 3", "worker": "me", "pid": 7, "stream": "stdout",
         "a": [1, None],
     }  # fmt: skip
+    for line in (
+        b'{"a": 0.1000000000000000055511151231257827, "b": 1e400}',
+        b'{"a": ' + b'{"a":' * 500 + b"1" + b"}" * 501,
+        b' {"a": "\\u00e9 \xc3\xa9"}\r',
+    ):
+        theirs = wrap(line, source, "stdout", 2.0)
+        assert theirs.endswith(line.strip()[1:])
+        assert json.loads(theirs).keys() >= {"time", "run", "process", "worker", "pid", "stream", "a"}
     for line in (b"", b"{", b"{}", b"[1]", b"null", b'{"a": ' * 10_000, b"\x00\x1b[31m", b'{"a": "\xff"}'):
         assert json.loads(wrap(line, source, "stdout", 2.0))["pid"] == 7
+
+
+def test_an_object_of_ours_is_found_behind_something_without_an_end() -> None:
+    source = Source("shop", "worker 3", 3, 7)
+    ours = encode_line(source, '{"time":1}', at=1.0, level="info", extra={"a": {"time": 1}})
+    for before in (b" 50%|##  |\r", b'{"time', b'{"a": 1}', b'{"a": '):
+        first, second = wrap(before + ours, source, "stderr", 2.0).split(b"\n")
+        assert second == ours
+        assert json.loads(first)["stream"] == "stderr"
+    assert json.loads(wrap(b'a {"time":1}', source, "stderr", 2.0))["message"] == 'a {"time":1}'
 
 
 def test_what_no_json_can_hold_is_shown_as_text() -> None:
@@ -183,12 +204,77 @@ def test_what_no_json_can_hold_is_shown_as_text() -> None:
     assert line["time"] == "1970-01-01T00:00:00.000Z"
 
 
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("geheim")
+
+
+@dataclass
+class Account:
+    user: str
+    password: str = field(repr=False)
+
+
+def as_json(monkeypatch: pytest.MonkeyPatch, message: str, **more: Any) -> Line:
+    """A record as a process writes it with `--log-format json`."""
+    monkeypatch.setattr(logs, "_format", "json")
+    record = logging.makeLogRecord({"msg": message, "levelname": "INFO", "name": "shop", **more})
+    text = LineFormatter().format(record)
+    assert text.isascii()  # a stream of any encoding takes it
+    assert len(text) < 1024 * 1024
+    assert "geheim" not in text
+    line: Line = json.loads(text)
+    return line
+
+
+def test_nothing_that_is_logged_as_extra_shows_a_password_or_loses_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, masked = "redis://:geheim@h/0", "redis://:***@h/0"
+    loop: list[Any] = []
+    loop.append(loop)
+    extra = {
+        "nested": {uri: [uri, {"a": (uri, 1, None, 1.5, True)}]},
+        "account": Account("me", "geheim"),
+        "shows_it": SimpleNamespace(uri=uri),
+        "unshowable": [Unshowable()],
+        "lone\ud800": {"\ud800": "\ud800"},
+        "large": 2**70,
+        "at": datetime(2026, 1, 2, tzinfo=UTC),
+        "bytes": uri.encode(),
+        "loop": loop,
+    }
+    line = as_json(monkeypatch, "é 𝄞", **extra, levelname="LOUD\ud800")
+    assert (line["message"], line["level"]) == ("é 𝄞", "loud\\ud800")
+    shown = line["extra"]
+    assert "[...]" in json.dumps(shown.pop("loop"))
+    assert shown == {
+        "nested": {masked: [masked, {"a": [masked, 1, None, 1.5, True]}]},
+        "account": "Account(user='me')",
+        "shows_it": f"namespace(uri='{masked}')",
+        "unshowable": ["<Unshowable that cannot be shown>"],
+        "lone\\ud800": {"\\ud800": "\\ud800"},
+        "large": str(2**70),
+        "at": "2026-01-02T00:00:00+00:00",
+        "bytes": f"b'{masked}'",
+    }
+
+
+def test_a_record_that_is_too_long_for_a_line_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = as_json(monkeypatch, "𝄞" * 400_000 + "end", exc_text="begin" + "\x01" * 400_000 + "end", a=["é" * 400_000])
+    assert line["message"].startswith("𝄞")
+    assert line["message"].endswith("...")
+    assert line["exception"].startswith("...")
+    assert line["exception"].endswith("end")
+    assert line["extra"]["cut"].startswith("{'a': ['éé")
+
+
 def test_what_a_supervisor_says_fits_into_a_pipe_in_one_piece() -> None:
     line = Voice(LogSpec("r", "json"), "supervisor").line("\x01" * 5000, logging.INFO)
     assert line is not None
     assert len(line) <= 4096
     assert json.loads(line)["message"].startswith("\x01")
-    assert Voice(LogSpec(levels="warning"), "supervisor").line("no", logging.INFO) is None
+    quiet = Voice(LogSpec(levels="warning"), "supervisor")
+    assert quiet.line("no", logging.INFO) is None
+    assert quiet.line("yes", logging.INFO, asked=True) == b"yes\n"
 
 
 def test_a_run_that_cannot_start_says_so_in_json_too(tmp_path: Path) -> None:
@@ -245,7 +331,7 @@ def test_a_coordinator_alone_logs_as_it_is_told(tmp_path: Path) -> None:
 
 LOGS_IN_JOBS = """
 import logging
-from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers import JobQueue, logs
 queue = JobQueue(concurrency=4)
 log = logging.getLogger("shop")
 
