@@ -67,7 +67,8 @@ def test_a_drain_says_who_still_runs(tmp_path: Path) -> None:
         line = run.line()
         assert line.startswith("pysqlx-run: draining: 2 of 2 workers still run (0, 1); they are killed in ")
         (tmp_path / "end").touch()
-        assert run.rest() == []
+        # Where the machine is slow, one may end long enough before the other for a line about that.
+        assert all(line.startswith("pysqlx-run: draining: 1 of 2 workers still run (") for line in run.rest())
         assert run.wait() == 0
 
 
