@@ -182,6 +182,7 @@ def open_descriptors() -> list[int]:
 
 def start_time(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since boot (without /proc: since 1970); `None` when there is none.
+    Raises OSError when that cannot be seen now, for want of descriptors.
 
     A pid alone names nobody: it is given again. A pid with its start time is unique until the machine restarts.
     """
@@ -204,10 +205,12 @@ def _start_time_of_psutil(pid: int) -> int | None:
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
         return round(process.create_time() * 100)
+    except psutil.NoSuchProcess:
+        return None
     except psutil.AccessDenied:  # somebody else's: it lives, and is not one that we know
         return 0
-    except psutil.Error:
-        return None
+    except psutil.Error as error:
+        raise OSError(f"psutil cannot tell: {error}") from error
 
 
 def host_identity() -> str:

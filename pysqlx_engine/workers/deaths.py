@@ -117,7 +117,10 @@ class _ByLooking(Deaths[Key]):
 
 
 def _is_dead(pid: int, started: int | None) -> bool:
-    found = start_time(pid)
+    try:
+        found = start_time(pid)
+    except OSError:  # no descriptor is left to look with: the next look tells
+        return False
     return found is None or (started is not None and found != started)
 
 

@@ -12,7 +12,8 @@ from ..system import CONTROL_POLL, has, nonblocking_pipe
 
 
 class Looker:
-    """Readable when `look` has found something. A thread of its own calls it, every `pause` seconds."""
+    """Readable when `look` has found something. A thread of its own calls it, every `pause` seconds, also after it has
+    raised something."""
 
     def __init__(self, look: Callable[[], bool], pause: float, name: str) -> None:
         self._look = look
@@ -38,8 +39,9 @@ class Looker:
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause):
-            if self._look():
-                with contextlib.suppress(BlockingIOError):  # full: it has been told often enough
+            # A look that raises is not the last: nobody else would notice. Or the pipe is full, and has told enough.
+            with contextlib.suppress(Exception):
+                if self._look():
                     os.write(self._writer, b"\0")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -21,6 +22,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 import zmq.utils.monitor
@@ -30,6 +32,7 @@ from pysqlx_engine.workers.control import ask
 from pysqlx_engine.workers.control_pair import control_pair
 from pysqlx_engine.workers.deaths import Deaths, deaths
 from pysqlx_engine.workers.jobs.hints import Listener, _address, _new_socket
+from pysqlx_engine.workers.polling import Looker
 from tests.jobs.test_runs import running
 from tests.servers import Database
 
@@ -268,6 +271,62 @@ async def test_a_hint_is_heard(without: Callable[[str], None], names: str) -> No
     with closing(listener), _new_socket() as sender:
         sender.sendto(b"", _address(listener.name))
         assert await asyncio.wait_for(heard.get(), TIMEOUT)
+
+
+@pytest.mark.parametrize("names", ["pidfd", "pidfd,proc"])
+def test_a_death_is_told_also_when_no_descriptor_was_left_to_look_with(
+    without: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    without(names)
+    looked_in_vain = threading.Event()
+
+    def start_time(pid: int) -> int | None:
+        try:
+            return system.start_time(pid)
+        except OSError:
+            looked_in_vain.set()
+            raise
+
+    monkeypatch.setattr("pysqlx_engine.workers.deaths.start_time", start_time)
+    told: Deaths[str] = deaths()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(told), sleeper() as process:
+        assert told.watch("it", process.pid, system.start_time(process.pid))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            assert looked_in_vain.wait(TIMEOUT)
+            assert told.dead() == []  # nobody knows
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process.kill()
+        assert select.select([told], [], [], TIMEOUT)[0]
+        assert told.dead() == ["it"]
+
+
+def test_a_look_that_raises_is_not_the_last() -> None:
+    looks = iter([RuntimeError("nothing to look with"), True])
+
+    def look() -> bool:
+        found = next(looks, False)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with closing(Looker(look, 0.001, "looks")) as looker:
+        assert select.select([looker], [], [], TIMEOUT)[0]
+
+
+def test_a_process_about_which_psutil_fails_is_not_dead(
+    without: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without("proc")
+
+    def fails(*_: object) -> str:
+        raise psutil.Error("not now")
+
+    monkeypatch.setattr(psutil.Process, "status", fails)
+    with pytest.raises(OSError, match="psutil cannot tell"):
+        system.start_time(os.getpid())
 
 
 def test_two_processes_agree_about_a_start_time_and_the_host_without_proc(without: Callable[[str], None]) -> None:
