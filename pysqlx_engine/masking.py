@@ -75,8 +75,10 @@ _WEB_CREDENTIALS = re.compile(r"(?i)(https?://)([^\s'\"`<>/?#]*)@")
 _DATABASE = (
     r"(?:postgres(?:ql)?|cockroachdb|mysql|mariadb|sqlserver|mssql|oracle|rediss?|mongodb|amqps?)(?:\+\w{1,30})?"
 )
+_PORT_IN_TEXT = r"\d{1,5}(?:[/?,;:.)\]}>\n]|['\"`](?!\w)|$)"
 _ODD_PASSWORD = re.compile(
-    rf"(?i)({_DATABASE}://[^:/?#\s@'\"]{{0,100}}:)(?!\d{{1,5}}(?![\w ]))(?!\*\*\*@)([^\n@]{{0,400}})@"
+    rf"(?i)({_DATABASE}://[^:/?#\s@'\"]{{0,100}}:)(?!{_PORT_IN_TEXT})(?!\*\*\*@)"
+    r"([^\n@]{0,400}(?:@[^\s'\"`<>]{0,400})?)@"
 )
 _ODD = re.compile(r"[\s'\"`<>]")
 
