@@ -15,15 +15,22 @@ _LONGEST_TEXT = 10_000
 """Characters of a statement without parameters that are looked through: what is longer is mostly data."""
 
 _COMMENT = r"--[^\n]*|/\*(?:(?!/\*).)*?\*/"
-_NUMBER = r"(?<![\w$@:.])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)(?!\w)"
+_DIGITS = r"\d[\d_]*"
+_NUMBER = (
+    rf"(?<![\w$@.])(?:0[xbo][\da-f_]+|{_DIGITS}(?:\.(?:{_DIGITS})?)?(?:e[+-]?{_DIGITS})?|\.{_DIGITS}(?:e[+-]?{_DIGITS})?)"
+    r"(?!\w)"
+)
 _STRING = r"'(?:[^']|'')*'"
 _QUOTED = r'"(?:[^"]|"")*"'
 _NAME = r"`[^`]*`"
+_BRACKETED = r"\[[^\]]*\]"
+_OPEN = r"""['"`]|/\*|\*/|\$\w*\$"""
+"""What begins or ends something, and here does not: nothing behind it can be told."""
 
 
-def _pattern(comment: str, value: str, name: str) -> re.Pattern[str]:
+def _pattern(comment: str, value: str, name: str, opens: str = _OPEN) -> re.Pattern[str]:
     return re.compile(
-        f"(?P<comment>{comment})|(?P<value>{value}|{_STRING}|{_NUMBER})|(?P<name>{name}|{_NAME})",
+        f"(?P<comment>{comment})|(?P<value>{value}|{_STRING}|{_NUMBER})|(?P<name>{name}|{_NAME})|(?P<open>{opens})",
         re.DOTALL | re.IGNORECASE,
     )
 
@@ -31,12 +38,11 @@ def _pattern(comment: str, value: str, name: str) -> re.Pattern[str]:
 # Double quotes are around texts on MySQL, and on SQLite where they are not around a name that it knows.
 _PARTS: dict[Provider, re.Pattern[str]] = {
     "postgresql": _pattern(_COMMENT, r"\$(?P<tag>\w*)\$.*?\$(?P=tag)\$", _QUOTED),
-    "mysql": _pattern(rf"{_COMMENT}|\#[^\n]*", _QUOTED, _NAME),
-    "sqlite": _pattern(_COMMENT, _QUOTED, _NAME),
-    "sqlserver": _pattern(_COMMENT, _STRING, rf"{_QUOTED}|\[[^\]]*\]"),
+    # Where -- stands for twice minus, unless a blank follows.
+    "mysql": _pattern(_COMMENT.replace("--", r"--(?=\s|$)") + r"|\#[^\n]*", _QUOTED, _NAME),
+    "sqlite": _pattern(_COMMENT, _QUOTED, _BRACKETED, rf"{_OPEN}|\["),
+    "sqlserver": _pattern(_COMMENT, r"\$\d[\d,]*(?:\.\d*)?", rf"{_QUOTED}|{_BRACKETED}", rf"{_OPEN}|\["),
 }
-_LEFT_OPEN = re.compile(r"""['"`]|/\*|\*/|\$\w*\$""")
-"""What begins or ends something, where nothing of the kind was found."""
 _SYSTEMS = {"sqlserver": "microsoft.sql_server"}
 
 
@@ -55,12 +61,12 @@ def _without_values(provider: Provider, sql: str) -> str | None:
         return None
     shown, end = [], 0
     for part in _PARTS[provider].finditer(sql):
-        shown += [sql[end : part.start()], part["name"] or ("?" if part["comment"] is None else " ")]
-        if _LEFT_OPEN.search(shown[-2]):
+        if part["open"] is not None:
             return None
+        shown += [sql[end : part.start()], part["name"] or ("?" if part["comment"] is None else " ")]
         end = part.end()
     shown.append(sql[end:])
-    return None if _LEFT_OPEN.search(shown[-1]) else "".join(shown).strip()
+    return "".join(shown).strip()
 
 
 _cached_text = functools.lru_cache(maxsize=1024)(_without_values)
