@@ -53,8 +53,10 @@ async def of_version_1(database: Database, monkeypatch: pytest.MonkeyPatch) -> N
         old.setattr(schema, "VERSION", 1)
         async with PySQLXEngine(database.uri) as connection:
             assert await migrate(connection) == 1
-            await connection.execute(f"INSERT INTO pysqlx_jobs {job.format('', 1, 'available', '')}")
-            await connection.execute(f"INSERT INTO pysqlx_jobs_ended {job.format(', ended_at', 2, 'completed', ', 0')}")
+            await connection.execute(f"INSERT INTO pysqlx_jobs {job.format('', 1001, 'available', '')}")
+            await connection.execute(
+                f"INSERT INTO pysqlx_jobs_ended {job.format(', ended_at', 900, 'completed', ', 0')}"
+            )
 
 
 async def test_jobs_of_an_older_version_are_kept_and_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +69,7 @@ async def test_jobs_of_an_older_version_are_kept_and_run(database: Database, mon
     assert sorted(await asyncio.gather(*(one() for _ in range(8)))) == [0] * 7 + [VERSION - 1]
     async with PySQLXEngine(database.uri) as connection:
         (row,) = await connection.query_as_dict("SELECT id, trace_context FROM pysqlx_jobs_ended")
-        assert row == {"id": 2, "trace_context": None}
+        assert row == {"id": 900, "trace_context": None}
     queue = JobQueue(database.uri)
 
     @queue.task
@@ -76,7 +78,7 @@ async def test_jobs_of_an_older_version_are_kept_and_run(database: Database, mon
     assert await drain(queue) == {"completed": 1}
 
 
-async def test_whoever_enqueues_with_older_tables_is_told_or_makes_them(
+async def test_a_program_works_with_older_tables_and_goes_on_when_they_are_migrated(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await of_version_1(database, monkeypatch)
@@ -85,13 +87,44 @@ async def test_whoever_enqueues_with_older_tables_is_told_or_makes_them(
     @queue.task
     async def note() -> None: ...
 
-    if database.provider == "sqlite":
-        assert await note.enqueue() == 2
-        assert await drain(queue) == {"completed": 2}
-    else:
-        with pytest.raises(JobSchemaError, match="have version 1: run `pysqlx-ctl jobs migrate`"):
-            await note.enqueue()
-        await queue.close()
+    @queue.task(transactional=True)
+    async def writes(conn: PySQLXEngine) -> None: ...
+
+    async with PySQLXEngine(database.uri) as connection:
+        await note.enqueue()
+        store = store_of(connection)
+        async with store.transaction(connection):
+            assert await store.revive(connection, [900]) == 1
+        assert len(await note.enqueue_many([{}, {}])) == 2
+        await writes.enqueue()
+        if database.provider != "sqlite":
+            assert await version_of(connection) == 1
+        assert await drain(queue) == {"completed": 6}
+        await migrate(connection)
+        assert await version_of(connection) == VERSION
+        id_ = await note.enqueue()
+        async with store.transaction(connection):  # of who has not looked since
+            assert [job.id for job in await store.claim(connection, "default", 9, 1)] == [id_]
+    await queue.close()
+
+
+async def test_tables_of_a_newer_version_are_used_when_that_allows_it(database: Database) -> None:
+    async with PySQLXEngine(database.uri) as connection:
+        await migrate(connection)
+        await connection.execute(
+            "INSERT INTO pysqlx_job_schema (version, applied_at, readable_from) "
+            f"VALUES ({VERSION + 1}, 0, {VERSION - 1}), ({VERSION + 2}, 0, {VERSION})"
+        )
+        assert await version_of(connection) == VERSION + 2
+        assert await migrate(connection) == 0
+    queue = JobQueue(database.uri)
+
+    @queue.task
+    async def note() -> None: ...
+
+    await note.enqueue()
+    assert await drain(queue) == {"completed": 1}
+    await queue.close()
 
 
 async def test_a_migration_waits_for_an_open_transaction_and_holds_nobody_up(
@@ -151,6 +184,7 @@ def test_a_worker_that_ends_a_job_meanwhile_is_not_failed(
             await migrate(connection)
             for table in ("pysqlx_jobs", "pysqlx_jobs_ended"):
                 await connection.raw_cmd(f"ALTER TABLE {table} DROP COLUMN trace_context")
+            await connection.raw_cmd("ALTER TABLE pysqlx_job_schema DROP COLUMN readable_from")
             await connection.raw_cmd("DELETE FROM pysqlx_job_schema WHERE version > 1")
 
     async def ends_jobs() -> None:

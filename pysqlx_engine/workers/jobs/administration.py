@@ -15,7 +15,7 @@ from ...errors import PySQLXError
 from .hints import Hints
 from .life import FROM, WAITING, Event, State
 from .presence import Presence, Register
-from .store import Store
+from .store import store_of
 from .views import Views
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Administration:
 
     def __init__(self, connection: PySQLXEngine, dialect: Dialect) -> None:
         self.connection = connection
-        self.store = Store(dialect)
+        self.store = store_of(connection)
         self.views = Views(dialect)
         self._dialect = dialect
 

@@ -229,6 +229,7 @@ class JobQueue:
         begins = not store.enqueues_at_once(jobs) and not connection._in_transaction
         if not self._prepared and (begins or not dialect.migrates_by_itself):
             await prepare(connection, dialect)
+            store = store_of(connection)
         if begins:
             async with store.transaction(connection):
                 return await self._insert(connection, jobs, trace_context)

@@ -151,15 +151,18 @@ async def _first(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
 
 
 async def _second(connection: PySQLXEngine, dialect: Dialect) -> list[str]:
-    """The trace context of who has enqueued a job."""
+    """The trace context of who has enqueued a job; and which programs a version does not keep out."""
     tables = [
         table
         for table in ("pysqlx_jobs_ended", "pysqlx_jobs")
         if not await _has_column(connection, dialect, table, "trace_context")
     ]
     added = [f"ALTER TABLE {table} ADD COLUMN trace_context {dialect.types['text']}" for table in tables]
+    if not await _has_column(connection, dialect, "pysqlx_job_schema", "readable_from"):
+        tables = ["pysqlx_job_schema", *tables]
+        added.append(f"ALTER TABLE pysqlx_job_schema ADD COLUMN readable_from {dialect.types['integer']}")
     if dialect.provider == "postgresql" and added:
-        # Both at once, and in the order in which the end of a job takes them: else each has one that the other wants.
+        # All at once, and in the order in which the end of a job takes them: else each has one that the other wants.
         return [f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE", *added]
     return added
 
@@ -175,30 +178,50 @@ MIGRATIONS: tuple[Migration, ...] = (_first, _second)
 """What makes version 1, 2, ... of the one before. What was released is never changed: a new one is added. It may be
 made twice, because on MySQL and MariaDB what was cut off is not undone."""
 VERSION = len(MIGRATIONS)
+READABLE_FROM = (1, 1)
+"""Of each version, the oldest one whose programs can use its tables: one that only adds what may be missing is as old
+as the one before."""
+OLDEST = 1
+"""The oldest version whose tables this program can use."""
+_found: dict[str, int] = {}
+"""The version that the tables of a database had when this process looked."""
+
+
+def known_version(connection: PySQLXEngine) -> int:
+    """The version for which statements are to be written, as far as `version_of` has seen."""
+    return min(_found.get(connection._parsed.identity or "", VERSION), VERSION)
 
 
 async def check_tables(connection: PySQLXEngine) -> None:
-    """Changes nothing. Raises JobSchemaError where the tables are not there, or are not those of this version."""
+    """Changes nothing. Raises JobSchemaError where the tables are not there, or are older than this program can use."""
     found = await version_of(connection)
-    if found < VERSION:
+    if found < OLDEST:
         what = "there are no job tables in this database" if found == 0 else f"the job tables have version {found}"
         raise JobSchemaError(f"{what}: run `pysqlx-ctl jobs migrate`, which brings them to version {VERSION}")
 
 
 async def version_of(connection: PySQLXEngine) -> int:
     """The version that the tables have; 0: there are none. Raises JobSchemaError for one that is newer than this
-    program."""
+    program, unless that says that this program can use it."""
     dialect = dialect_of(connection)
     (row,) = await connection.query_as_dict(dialect.table_exists, {"name": "pysqlx_job_schema"})
     if not row["n"]:
         return 0
     (row,) = await connection.query_as_dict("SELECT coalesce(max(version), 0) AS n FROM pysqlx_job_schema")
     found = int(row["n"])
-    if found > VERSION:
+    if found > VERSION and not await _is_for_us(connection, found):
         raise JobSchemaError(
             f"the job tables have version {found}, and this program knows versions up to {VERSION}: upgrade it"
         )
+    if found:
+        _found[connection._parsed.identity or ""] = found
     return found
+
+
+async def _is_for_us(connection: PySQLXEngine, newer: int) -> bool:
+    question = "SELECT readable_from AS oldest FROM pysqlx_job_schema WHERE version = :newer"
+    (row,) = await connection.query_as_dict(question, {"newer": newer})
+    return row["oldest"] is not None and int(row["oldest"]) <= VERSION
 
 
 async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], None] = lambda *_: None) -> int:
@@ -229,6 +252,7 @@ async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], No
                 ) from error
         else:
             await _unlock(connection, dialect, "COMMIT")
+            await version_of(connection)
             return made
         if dialect.provider != "mysql":  # where nothing is undone
             made = 0
@@ -243,9 +267,10 @@ async def _make(
     for done, statement in enumerate(statements):
         report(f"migrating to version {number}", done, len(statements))
         await connection.raw_cmd(statement)
-    await connection.execute(
-        f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES (:version, {dialect.now})", {"version": number}
-    )
+    columns, values = "version, applied_at", f":version, {dialect.now}"
+    if number > 1:
+        columns, values = f"{columns}, readable_from", f"{values}, {READABLE_FROM[number - 1]}"
+    await connection.execute(f"INSERT INTO pysqlx_job_schema ({columns}) VALUES ({values})", {"version": number})
 
 
 async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:

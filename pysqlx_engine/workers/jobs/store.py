@@ -18,7 +18,7 @@ import msgspec
 from ...errors import PySQLXError
 from .dialects import DIALECTS, Dialect, Type, dialect_of
 from .life import FINAL, State
-from .schema import CLAIMABLE, HAS_A_KEY, WAITS_FOR_ITS_TIME
+from .schema import CLAIMABLE, HAS_A_KEY, VERSION, WAITS_FOR_ITS_TIME, known_version
 
 if TYPE_CHECKING:
     from ...engine import Provider, PySQLXEngine
@@ -147,10 +147,13 @@ class JobOutcome(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The statements for one kind of database."""
+    """The statements for one kind of database, and for tables of one version."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, version: int = VERSION) -> None:
         self._dialect = dialect
+        self._traces = version >= 2
+        """Whether a job has a trace context."""
+        self._columns = _COLUMNS if self._traces else _COLUMNS[:-1]
         self._mysql = dialect.provider == "mysql"
         # PostgreSQL guesses that rows of JSON are a hundred, and may then read the whole table for them; those of an
         # array it finds by the index.
@@ -169,12 +172,12 @@ class Store:
         self._enqueue = (
             "INSERT INTO pysqlx_jobs "
             "(queue, task, state, priority, attempt, max_attempts, args, unique_key, created_at, run_at, limit_key, "
-            "limit_max, held, trace_context) "
+            f"limit_max, held{', trace_context' if self._traces else ''}) "
             "SELECT r.queue, r.task, "
             f"CASE WHEN {due} > c.now THEN 'scheduled' ELSE 'available' END, coalesce(r.priority, 0), 0, "
             f"coalesce(r.max_attempts, 1), r.args, r.unique_key, c.now, {due}, "
             # The context is not in the rows, each of which would have to be asked for it.
-            "r.limit_key, r.limit_max, 0, :trace_context "
+            f"r.limit_key, r.limit_max, 0{', :trace_context' if self._traces else ''} "
             f"FROM {new}, (SELECT {now} AS now) AS c WHERE true "
         )
         self._enqueue_plain = f"{self._enqueue} RETURNING id"
@@ -197,7 +200,8 @@ class Store:
             f"ORDER BY priority DESC, run_at, id LIMIT :most {lock}"
         )
         some = f"AND task IN (SELECT r.task FROM {dialect.rows(task='name')}) "
-        claimed = ", ".join(Claimed.__struct_fields__)
+        of_a_claim = Claimed.__struct_fields__ if self._traces else Claimed.__struct_fields__[:-1]
+        claimed = ", ".join(of_a_claim)
         take = f"SET state = 'running', attempt = attempt + 1, owner = :owner, claimed_at = {now}"
         # PostgreSQL finds those of an array by the index, and might read the whole table for those of a query.
         in_one = dialect.provider == "postgresql"
@@ -214,7 +218,7 @@ class Store:
             for tasks in ("", some)
         )
         soon = {"attempt": "attempt + 1", "owner": ":owner"}  # it is read before it is taken
-        columns = ", ".join(soon.get(name, name) for name in Claimed.__struct_fields__)
+        columns = ", ".join(soon.get(name, name) for name in of_a_claim)
         as_json = f"id, JSON_ARRAY({columns}) AS job"
         self._pick, self._pick_some = (pick.format(as_json, tasks) for tasks in ("", some))
         self._take = f"UPDATE {self._one_by_one(ids, 'j.id = r.id')} {take}"
@@ -250,9 +254,9 @@ class Store:
             cancel_asked_at="NULL",
         )
         self._unhold = self._changes(ids, "j.id = r.id", held="0")
-        back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in _COLUMNS)
+        back = ", ".join(_REVIVED.get(name, f"e.{name}").format(now=now) for name in self._columns)
         self._revive = [
-            f"INSERT INTO pysqlx_jobs ({', '.join(_COLUMNS)}) "
+            f"INSERT INTO pysqlx_jobs ({', '.join(self._columns)}) "
             f"SELECT {back} FROM pysqlx_jobs_ended e JOIN {ids} ON r.id = e.id WHERE true "
             + (
                 "ON DUPLICATE KEY UPDATE id = pysqlx_jobs.id"
@@ -327,8 +331,8 @@ class Store:
 
     def _moves(self, rows: str, condition: str, state: str, result: str) -> list[str]:
         """What moves the jobs that belong to a row to the history."""
-        columns = ", ".join(_COLUMNS)
-        moved = ", ".join(state if name == "state" else f"j.{name}" for name in _COLUMNS)
+        columns = ", ".join(self._columns)
+        moved = ", ".join(state if name == "state" else f"j.{name}" for name in self._columns)
         into = f"INSERT INTO pysqlx_jobs_ended ({columns}, ended_at, result)"
         now = self._dialect.now
         if self._dialect.provider == "postgresql":
@@ -398,7 +402,7 @@ class Store:
     async def _enqueue_without_keys(
         self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
     ) -> list[int]:
-        rows = await connection.query_as_dict(self._enqueue_plain, _new(jobs, trace_context))
+        rows = await connection.query_as_dict(self._enqueue_plain, self._new(jobs, trace_context))
         if "ids" in rows[0]:
             return msgspec.json.decode(rows[0]["ids"], type=list[int])
         return sorted(row["id"] for row in rows)  # in the order of `jobs`
@@ -408,7 +412,7 @@ class Store:
     ) -> dict[str | None, int]:
         found: dict[str | None, int] = {}
         while left := [job for job in jobs if job.unique_key not in found]:  # once more: the other one has ended since
-            rows = await connection.query_as_dict(self._enqueue_keyed, _new(left, trace_context))
+            rows = await connection.query_as_dict(self._enqueue_keyed, self._new(left, trace_context))
             if len(rows) < len(left):
                 wanted = _json({"unique_key": job.unique_key} for job in left)
                 rows += await connection.query_as_dict(self._with_keys, {"rows": wanted})
@@ -425,16 +429,21 @@ class Store:
         (last,) = await connection.query_as_dict(self._last_id)
         together = {place: job for place, job in enumerate(jobs) if job.unique_key is None and int(last["mode"]) < 2}
         if together:
-            await connection.execute(self._enqueue, _new(together.values(), trace_context))
+            await connection.execute(self._enqueue, self._new(together.values(), trace_context))
             (first,) = await connection.query_as_dict(self._last_id)
             step = int(first["step"])
             ids |= {place: int(first["id"]) + number * step for number, place in enumerate(together)}
         for place, job in enumerate(jobs):
             if place not in together:
-                await connection.execute(f"{self._enqueue} {self._or_same}", _new([job], trace_context))
+                await connection.execute(f"{self._enqueue} {self._or_same}", self._new([job], trace_context))
                 (row,) = await connection.query_as_dict(self._last_id)
                 ids[place] = int(row["id"])
         return [ids[place] for place in range(len(jobs))]
+
+    def _new(self, jobs: Iterable[NewJob], trace_context: str | None) -> dict[str, str | None]:
+        """The parameters of a statement that enqueues."""
+        rows: dict[str, str | None] = {"rows": _json(jobs)}
+        return rows | {"trace_context": trace_context} if self._traces else rows
 
     async def claim(
         self, connection: PySQLXEngine, queue: str, most: int, owner: int, tasks: Iterable[str] | None = None
@@ -559,13 +568,14 @@ class Store:
 
 
 @functools.cache
-def _store(provider: Provider) -> Store:
-    return Store(DIALECTS[provider])
+def _store(provider: Provider, version: int) -> Store:
+    return Store(DIALECTS[provider], version)
 
 
 def store_of(connection: PySQLXEngine) -> Store:
-    """The statements for the kind of database that `connection` is to. Raises JobSchemaError for an unknown one."""
-    return _store(dialect_of(connection).provider)
+    """The statements for the kind of database that `connection` is to, and its tables, once somebody has looked at
+    them. Raises JobSchemaError for an unknown kind."""
+    return _store(dialect_of(connection).provider, known_version(connection))
 
 
 def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
@@ -574,11 +584,6 @@ def _parts(jobs: Sequence[NewJob]) -> list[Sequence[NewJob]]:
         return [jobs]
     half = len(jobs) // 2
     return [*_parts(jobs[:half]), *_parts(jobs[half:])]
-
-
-def _new(jobs: Iterable[NewJob], trace_context: str | None) -> dict[str, str | None]:
-    """The parameters of a statement that enqueues."""
-    return {"rows": _json(jobs), "trace_context": trace_context}
 
 
 def _json(rows: Iterable[object]) -> str:
