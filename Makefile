@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install browser screenshots demo docs test examples soak chaos lint types layers simulate mutants package bench clean
+.PHONY: help install browser screenshots demo docs test examples soak chaos lint types layers simulate mutants platforms package bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -22,9 +22,10 @@ install: $(STAMP) ## create .venv and install the package with its development t
 demo: $(STAMP) ## 1,000 requests in four worker processes on SQLite, one budget of connections
 	$(BIN)/python examples/demo.py
 
-docs: $(STAMP) ## the documentation as a site, into site/: no link in it is broken
+docs: $(STAMP) ## the documentation as a site, into site/: no link in it is broken, and what the guides say is so
 	$(BIN)/python docs/generate.py build/site-source
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file build/site-source/mkdocs.yml
+	$(BIN)/python -m pytest -m long tests/docs
 
 browser: $(STAMP) ## the Chromium that tests of the web page need, where there is none (with apt-get, else Playwright's)
 	@command -v chromium chromium-browser google-chrome || apt-get install -y --no-install-recommends chromium \
@@ -62,6 +63,9 @@ simulate: $(STAMP) ## a simulated fleet until you stop it, or something breaks; 
 
 mutants: $(STAMP) ## break each rule that keeps the budget once: the simulation has to notice (3 min)
 	$(BIN)/python -m tests.simulation.mutants
+
+platforms: $(STAMP) ## runs without what not every system has, one after the other and all at once (1 min)
+	$(BIN)/python -m pytest -m "long or not long" tests/workers/test_platform.py
 
 package: $(STAMP) ## wheel and source distribution, installed in clean environments with and without extras (2 min)
 	$(BIN)/python -m pytest -m long tests/test_packaging.py

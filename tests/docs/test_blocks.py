@@ -55,7 +55,15 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+def _each() -> list[object]:
+    """The guides, which start servers of others, are for `make docs`."""
+    return [
+        pytest.param(page, id=_name(page), marks=[pytest.mark.long] if page.parent.name == "guides" else [])
+        for page in PAGES
+    ]
+
+
+@pytest.mark.parametrize("page", _each())
 def test_a_page_does_what_it_says(page: Path, session: Session, request: pytest.FixtureRequest) -> None:
     if page.name == "celery.md":
         request.getfixturevalue("broker")

@@ -554,7 +554,8 @@ def test_it_is_readable_by_day_and_by_night_and_axe_finds_nothing(open_page: Cal
     pictures = []
     for scheme in ("light", "dark"):
         page = open_page(color_scheme=scheme).page
-        for view in ("", "jobs", f"job/{job}", "dialog"):
+        # Colours are all that is different in the dark, and the overview has them all.
+        for view in ("", "jobs", f"job/{job}", "dialog") if scheme == "light" else ("",):
             if view == "dialog":
                 page.get_by_role("button", name=f"Retry job {job}").click()
             else:

@@ -77,6 +77,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_without_any_one_of_them_shares_a_budget_and_ends_well(tmp_path: Path) -> None:
     def run(facility: str) -> tuple[int, list[str], list[str]]:
         directory = tmp_path / facility
