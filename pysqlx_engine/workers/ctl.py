@@ -375,8 +375,6 @@ def _add_steering(commands: Any) -> None:
         "arrows move through the workers, q quits.",
     )  # fmt: skip
     top.add_argument("--once", action="store_true", help="print it once, after a second, and end")
-    top.add_argument("--uri", metavar="URI", help="the database that has the jobs [PYSQLX_URI]")
-    top.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
     dashboard = command(
         "dashboard", _dashboard, "serve a web page that shows a run",
         "Serve a web page, in the foreground, that shows who holds the budget, now and over the last hour, the "
@@ -384,8 +382,9 @@ def _add_steering(commands: Any) -> None:
         "than on loopback it needs a token: PYSQLX_DASHBOARD_TOKEN, or one that is made and printed.",
     )  # fmt: skip
     dashboard.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT (default: 127.0.0.1:8787)")
-    dashboard.add_argument("--uri", metavar="URI", help="the database that has the jobs [PYSQLX_URI]")
-    dashboard.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
+    for parser in (top, dashboard):
+        parser.add_argument("--uri", metavar="URI", help="the database that has the jobs [PYSQLX_URI]")
+        parser.add_argument("--settings", metavar="FILE", help="settings file, lines of NAME=value [PYSQLX_SETTINGS]")
     scale = command(
         "scale", _scale, "have more workers, or fewer",
         "Have WORKERS workers. Those with the highest numbers end first, as at a TERM: they may take the graceful "

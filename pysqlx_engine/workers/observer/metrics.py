@@ -6,6 +6,7 @@ Names and labels are an interface: dashboards and alerts are written against the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -43,6 +44,10 @@ _COUNTERS = {
     "closed": "Connections closed",
     "found_dead": "Connections that had died while idle and were replaced",
     "rolled_back": "Check-ins that had to roll back a transaction",
+}
+_OF_LEASES = {
+    "pysqlx_leases_recalled": ("Leases that were asked back", "recalled"),
+    "pysqlx_leases_let_go": ("Sessions of dead processes that the server has let go of", "let_go"),
 }
 _HISTOGRAMS = {
     "wait": "From asking for a connection to having it, or to giving up",
@@ -108,18 +113,11 @@ def _of_budgets(budgets: list[BudgetStatus]) -> Iterator[Metric]:
         for budget in budgets:
             gauge.add_metric([budget.database], getattr(budget, name))
         yield gauge
-    for name, text in _COUNTERS.items():
-        counter = CounterMetricFamily(f"pysqlx_pool_{name}", text, labels=["database"])
+    counted_by = {f"pysqlx_pool_{name}": (text, f"totals.{name}") for name, text in _COUNTERS.items()}
+    for name, (text, where) in (counted_by | _OF_LEASES).items():
+        counter = CounterMetricFamily(name, text, labels=["database"])
         for budget in budgets:
-            counter.add_metric([budget.database], getattr(budget.totals, name))
-        yield counter
-    for name, text in {
-        "recalled": "Leases that were asked back",
-        "let_go": "Sessions of dead processes that the server has let go of",
-    }.items():
-        counter = CounterMetricFamily(f"pysqlx_leases_{name}", text, labels=["database"])
-        for budget in budgets:
-            counter.add_metric([budget.database], getattr(budget, name))
+            counter.add_metric([budget.database], attrgetter(where)(budget))
         yield counter
     for name, text in _HISTOGRAMS.items():
         histogram = HistogramMetricFamily(f"pysqlx_pool_{name}_seconds", text, labels=["database"])
