@@ -18,6 +18,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,8 @@ def _harmless(function: Callable[P, T]) -> Callable[P, T | None]:
         try:
             return function(*arguments, **named)
         except Exception as error:
+            if _interrupted(error):
+                raise
             if not _told:
                 _told = True
                 logger.warning("Tracing: spans may be missing: %s", _shown(error), exc_info=error)
@@ -89,18 +92,26 @@ def _harmless(function: Callable[P, T]) -> Callable[P, T | None]:
     return call
 
 
+def _interrupted(error: Exception) -> bool:
+    """Whether a signal's handler has raised it: then it is for whoever has called us, and only came up here."""
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def look() -> bool:
     """Whether spans are made. True from the first look after somebody has set a tracer provider."""
-    return on or (_undecided and "opentelemetry.trace" in sys.modules and bool(_find()))
+    return on or (_undecided and _may_be_set() and bool(_find()))
+
+
+def _may_be_set() -> bool:
+    # What get_tracer_provider() returns, without its look at the environment: that takes 2 us, for every query.
+    api = sys.modules.get("opentelemetry.trace")
+    return api is not None and (_named or getattr(api, "_TRACER_PROVIDER", api) is not None)
 
 
 @_harmless
 def _find() -> bool:
     global on, _undecided, _tracer  # noqa: PLW0603
-    # What get_tracer_provider() returns, without its look at the environment: that takes 2 us, for every query.
-    api = sys.modules["opentelemetry.trace"]
-    if not _named and getattr(api, "_TRACER_PROVIDER", api) is None:
-        return False
     from importlib.metadata import PackageNotFoundError, version
 
     from opentelemetry import trace

@@ -475,3 +475,22 @@ def test_the_hot_path_asks_nobody_anything_while_there_is_no_provider(
         with pool.connection() as conn:
             conn.query("SELECT 1 AS a")
         assert called == ["look"]
+
+
+def test_what_a_signal_has_raised_comes_out_whatever_was_going_on() -> None:
+    class Alarm(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Alarm
+
+    @tracing._harmless
+    def makes_a_span() -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Alarm):
+            makes_a_span()
+    finally:
+        signal.signal(signal.SIGALRM, before)
