@@ -130,7 +130,7 @@ def test_processes_that_cannot_tell_which_kernel_they_have_are_on_different_host
 
     assert host_identity() == host_identity()
     with monkeypatch.context() as hidden:
-        hidden.setattr("pysqlx_engine.workers.membership.open", refuse, raising=False)
+        hidden.setattr("pysqlx_engine.system.open", refuse, raising=False)
         assert host_identity() != host_identity()
 
 
