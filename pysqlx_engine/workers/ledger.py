@@ -388,7 +388,8 @@ class Ledger:
     def _set_size(self, budget: Budget, size: int, stated_by: str) -> None:
         budget.size, budget.stated_by = size, stated_by
         for pool in budget.pools.values():
-            pool.ceiling, pool.current, pool.owes_since = None, False, None
+            # Who waits keeps us up to date, also without a ceiling: what it claims is what it waits for.
+            pool.ceiling, pool.current, pool.owes_since = None, pool.demand.waiting > 0, None
             self._send(pool, Attached(pool.key[1], size))
         budget.ceilings.clear()
 

@@ -641,6 +641,15 @@ def test_nothing_is_granted_to_another_pool_of_a_process_that_has_just_died() ->
     assert list(book.budgets[SHOP].quarantined) == [101]
 
 
+def test_a_pool_that_waits_while_the_budget_becomes_smaller_is_granted_its_part_at_once() -> None:
+    book = ledger()
+    book.attach("a", claim("a"))
+    book.decide()
+    book.report(("a", 1), 0, Demand(0, 0, 0, 1, want=2))
+    book.resize(1)
+    assert [len(m.leases) for m in said(book, "a") if isinstance(m, Granted)] == [1]
+
+
 # -- what is counted --------------------------------------------------------------------------------------------------
 
 
