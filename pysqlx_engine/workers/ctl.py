@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ from .looking import RefusedLookError, look
 from .messages import shown
 from .rundir import RunDirectory, RunDirectoryError, list_runs, run_directory
 from .status import RunStatus, schema
+
+if TYPE_CHECKING:
+    from ..settings import RunSettings
 
 DONE = 0
 FAILED = 1
@@ -151,13 +154,12 @@ def _check_ready(run: RunDirectory, *, ready: bool) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    from ..settings import is_http_address, load_run_settings
+    from ..settings import is_http_address
     from .observer.spec import DEFAULT, check_installed, listen
 
-    run = _run_to_ask(options.name)
+    run, settings = _run_to_look_at(options)
     try:
         check_installed(dashboard=True, metrics=False)
-        settings = load_run_settings(options.settings, uri=options.uri)
         token = settings.dashboard_token
         address = options.listen or DEFAULT
         if not is_http_address(address):
@@ -166,34 +168,37 @@ def _dashboard(options: argparse.Namespace) -> None:
     except SettingsError as error:
         raise _Failure(str(error), USAGE) from None
     from .observer.process import observe_alone
-    from .observer.watch import joining
 
-    _join(run, joining)
+    _join(run)
     _say(f"run {run.name}: {listening.url}")
     observe_alone(run, listening, settings.uri.get_secret_value() if settings.uri is not None else None)
 
 
 def _top(options: argparse.Namespace) -> None:
-    from ..settings import load_run_settings
-
     if not (options.once or (sys.stdout.isatty() and sys.stdin.isatty())):
         raise _Failure("top needs a terminal: there are top --once, and status --json for programs", USAGE)
-    run = _run_to_ask(options.name)
-    try:
-        settings = load_run_settings(options.settings, uri=options.uri)
-    except SettingsError as error:
-        raise _Failure(str(error), USAGE) from None
+    run, settings = _run_to_look_at(options)
     from .observer.top import show
-    from .observer.watch import joining
 
-    _join(run, joining)
-    uri = settings.uri.get_secret_value() if settings.uri is not None else None
-    text = show(run, uri, once=options.once)
+    _join(run)
+    text = show(run, settings.uri.get_secret_value() if settings.uri is not None else None, once=options.once)
     if text is not None:
         _say(text)
 
 
-def _join(run: RunDirectory, joining: Callable[[RunDirectory], None]) -> None:
+def _run_to_look_at(options: argparse.Namespace) -> tuple[RunDirectory, RunSettings]:
+    from ..settings import load_run_settings
+
+    run = _run_to_ask(options.name)
+    try:
+        return run, load_run_settings(options.settings, uri=options.uri)
+    except SettingsError as error:
+        raise _Failure(str(error), USAGE) from None
+
+
+def _join(run: RunDirectory) -> None:
+    from .observer.watch import joining
+
     try:
         joining(run)
     except (OSError, ValueError, KeyError) as error:

@@ -34,7 +34,6 @@ _SHUTDOWN = 1
 _END_WITHIN = 3.0
 """Seconds to end in: less than the supervisor waits. A database that does not answer is left to the kernel."""
 
-
 logger = part("observer")
 
 
@@ -135,7 +134,7 @@ async def _main(spec: ObserverSpec, control: socket.socket) -> None:
                 if message["op"] == "queue":
                     watch.add_jobs(message["uri"], message["max_size"], message["queues"])
                 elif message["op"] == "dump":
-                    logger.warning("observer: %s", watch.describe())
+                    logger.answer("observer: %s", watch.describe())
             loop.remove_reader(control)  # the supervisor is gone, and so are we in a moment
 
     loop.add_reader(control, hear)

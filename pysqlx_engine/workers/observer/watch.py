@@ -46,16 +46,13 @@ class Watch:
         try:
             yield
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, *self._end_watching_jobs(), return_exceptions=True)
+            tasks = [looking, *self._watching.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for database in self.databases.values():
                 with contextlib.suppress(Exception):
                     await database.stop()
-
-    def _end_watching_jobs(self) -> list[asyncio.Task[None]]:
-        for task in self._watching.values():
-            task.cancel()
-        return list(self._watching.values())
 
     async def looked(self, times: int) -> None:
         """Wait until it was looked so often."""
