@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from ...errors import PySQLXError
+from .conflicts import repeated
 from .hints import Hints
 from .life import FROM, WAITING, Event, State
 from .presence import Presence, Register
@@ -28,10 +29,6 @@ Ts = TypeVarTuple("Ts")
 MAY_RETRY = FROM[Event.REVIVE]
 MAY_CANCEL = WAITING | {State.RUNNING}
 """States in which a job can be changed so."""
-
-_TIMES = 5
-"""How often a transaction is begun that the server ends because another one and it waited for each other."""
-_WAITED_FOR_EACH_OTHER = frozenset({"40001", "40P01", "1213"})
 
 
 @dataclass
@@ -55,15 +52,13 @@ class Administration:
         self._dialect = dialect
 
     async def transaction(self, act: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
-        """`act` in a transaction; again where the server ended it, because another one and it waited for each other."""
-        for left in reversed(range(_TIMES)):
-            try:
-                async with self.store.transaction(self.connection):
-                    return await act(*args)
-            except PySQLXError as error:
-                if not left or error.code not in _WAITED_FOR_EACH_OTHER:
-                    raise
-        raise AssertionError
+        """`act` in a transaction, see `repeated`."""
+
+        async def transact() -> T:
+            async with self.store.transaction(self.connection):
+                return await act(*args)
+
+        return await repeated(transact)
 
     async def retry(self, ids: Sequence[int]) -> Changed:
         """Have these run now, within a transaction."""

@@ -20,6 +20,7 @@ from ...system import host_identity
 from ..rates import LogBound
 from . import faults
 from .attempts import Report, failed, given_back, size_of, without_texts
+from .conflicts import repeated
 from .dialects import Dialect, dialect_of
 from .dispatch import MANY, NOTHING, Dispatch, Wanted
 from .limits import Limits
@@ -323,8 +324,18 @@ class Dispatcher:
             if turn.freed:
                 # Apart from what comes then, which locks limits last: two dispatchers that lock in another order would
                 # wait for each other.
-                async with database.store.transaction(database.connection):
-                    await self._write(database, turn)
+                await repeated(self._write_apart, database, turn)
+            await repeated(self._write_and_claim, database, turn)
+        except BaseException:
+            self._dispatch.freed = turn.freed | self._dispatch.freed
+            raise
+
+    async def _write_apart(self, database: _Database, turn: _Turn) -> None:
+        async with database.store.transaction(database.connection):
+            await self._write(database, turn)
+
+    async def _write_and_claim(self, database: _Database, turn: _Turn) -> None:
+        try:
             # A claim that a server forgets in a crash is one that was not made.
             async with database.store.transaction(database.connection, durable=turn.has_work):
                 if not turn.freed:
@@ -335,7 +346,6 @@ class Dispatcher:
                 if turn.looking:
                     turn.due_in = await database.store.due_in(database.connection)
         except BaseException:
-            self._dispatch.freed = turn.freed | self._dispatch.freed
             self._expect_work()
             raise
 
@@ -502,6 +512,9 @@ class Dispatcher:
                 self._adopt_at = 0.0  # once more, with the next connection
             raise
         await self._find_lost(database, here)
+        await repeated(self._release_forgotten, database)
+
+    async def _release_forgotten(self, database: _Database) -> None:
         async with database.store.transaction(database.connection):
             if await database.limits.release_forgotten(database.connection):
                 self._look_at = 0.0

@@ -13,6 +13,7 @@ from ...engine import PySQLXEngine, PySQLXEngineSync
 from ...engine.connection import asynchronous
 from ...engine.driving import drive
 from ...errors import JobError, JobFailedError, JobSchemaError, QueryError, RawCmdError
+from .conflicts import repeated
 from .dialects import dialect_of
 from .dispatcher import prepare
 from .hints import Hints
@@ -219,7 +220,10 @@ class JobQueue:
         if not jobs:
             return []
         with tracing.enqueuing(jobs[0].queue, jobs[0].task, len(jobs)) as sending:
-            ids = await self._insert(connection, jobs, sending.context)
+            if connection._in_transaction:
+                ids = await self._insert(connection, jobs, sending.context)
+            else:
+                ids = await repeated(self._insert, connection, jobs, sending.context)
             await self._hints.tell(connection, enqueued=True)
             sending.sent(ids)
         return ids
