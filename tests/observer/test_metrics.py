@@ -274,6 +274,7 @@ def test_it_is_there_until_the_last_worker_has_ended(tmp_path: Path) -> None:
     with measured(tmp_path, slow, "-w", "2") as (run, address):
         for _ in range(2):
             run.line_with("up")
+        scraped_until(address, lambda found: any(name == "pysqlx_budget_in_use" for name, _ in found))
         run.send(signal.SIGTERM)
         run.line_with("told")
         found = scraped_until(address, lambda found: value(found, "pysqlx_ready") == 0)
