@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from pysqlx_engine.errors import PySQLXError, QueryError
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs import dispatcher
 from pysqlx_engine.workers.jobs.attempts import without_texts
-from pysqlx_engine.workers.jobs.limits import Limits
 from pysqlx_engine.workers.jobs.presence import Register
 from pysqlx_engine.workers.jobs.schema import migrate
 from pysqlx_engine.workers.jobs.store import CLAIMS, Claimed, NewJob, Store, store_of
@@ -208,42 +206,6 @@ async def test_dispatchers_that_lock_many_limits_at_once_do_not_wait_for_each_ot
         rows = await ended(database, *ids)
     assert {(row["state"], row["attempt"]) for row in rows} == {("completed", 1)}
     assert said == []
-
-
-async def test_what_a_server_undoes_because_two_waited_for_each_other_is_done_again(
-    server_db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(dispatcher.logger, "warning", lambda *words: said.append(str(words)))
-    locked: asyncio.Queue[None] = asyncio.Queue()
-    lock = Limits.lock
-
-    async def tell_and_lock(self: Limits, connection: PySQLXEngine, keys: Iterable[str]) -> None:
-        locked.put_nowait(None)
-        await lock(self, connection, keys)
-
-    monkeypatch.setattr(Limits, "lock", tell_and_lock)
-    queue = JobQueue(server_db.uri)
-
-    @queue.task(limit=1)
-    async def limited() -> None: ...
-
-    async with served(queue), looking(server_db) as other:
-        await other.raw_cmd("CREATE TABLE ballast (n integer)")
-        await other.begin()
-        # MariaDB undoes whoever has written less, PostgreSQL whoever first has waited for this long.
-        if server_db.provider == "postgresql":
-            await other.raw_cmd("SET deadlock_timeout = '60s'")
-        await other.execute("INSERT INTO ballast SELECT number FROM pysqlx_job_limits")
-        await other.query_as_dict("SELECT number FROM pysqlx_job_limits FOR UPDATE")
-        id_ = await limited.enqueue()
-        await locked.get()  # by the dispatcher, which has the job's row, and waits for ours
-        await other.execute("UPDATE pysqlx_jobs SET priority = 1 WHERE id = :id", {"id": id_})
-        await other.commit()
-        (row,) = await ended(server_db, id_)
-    assert (row["state"], row["attempt"], row["priority"]) == ("completed", 1, 1)
-    assert said == []
-    assert locked.qsize() >= 2  # a claim that was done again, and the end
 
 
 async def test_after_a_transaction_that_failed_the_dispatcher_looks_for_work_as_before(
