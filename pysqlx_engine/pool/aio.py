@@ -37,8 +37,9 @@ class PySQLXEnginePool(PoolFace[_ConnHook, _PoolHook, _UriHook]):
         unknown database); PoolTimeoutError when the server, or the coordinator, cannot be reached within
         `conn_timeout`; PoolRefusedError when another script of the run states a different `max_size`.
         """
-        runtime, self._hooks = self._runtime, self._hooks.started_here()
-        await run_in_background(runtime.start(asyncio.get_running_loop()), undo=runtime.close_at_once)
+        runtime = self._runtime
+        start = runtime.start(self._hooks.started_here(), asyncio.get_running_loop())
+        await run_in_background(start, undo=runtime.close_at_once)
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Close the pool: check-outs and waiters get PoolClosedError, connections in use may be used for `timeout`

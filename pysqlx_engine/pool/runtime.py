@@ -485,9 +485,9 @@ class PoolRuntime:
 
     # -- start and stop -------------------------------------------------------------------------------------------
 
-    async def start(self, user_loop: asyncio.AbstractEventLoop | None = None) -> None:
+    async def start(self, hooks: Hooks, user_loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Attach to the budget, open towards `min_size`, start the monitor. Runs in the background loop; `user_loop` is
-        the one that an asyncio pool is used in."""
+        the one that an asyncio pool is used in, `hooks` are the face's for this time."""
         config = self.config
         if self.owner_loop is not None and self.owner_loop.is_closed():
             await self.close_at_once()
@@ -505,6 +505,8 @@ class PoolRuntime:
                 raise PoolClosedError("this process is shutting down: no pool can be started any more")
             logger.info("Pool: Starting the connection pool.")
             self.owner_loop = self.upkeep.user_loop = user_loop
+            if (face := self._face()) is not None:
+                face._hooks = hooks
             await self._begin()
         finally:
             self._starting = False

@@ -31,8 +31,7 @@ class PySQLXEnginePoolSync(PoolFace[_ConnHook, _PoolHook, _UriHook]):
 
     def start(self) -> None:
         """See `PySQLXEnginePool.start`."""
-        self._hooks = self._hooks.started_here()
-        call_in_background(self._runtime.start(), undo=self._runtime.close_at_once)
+        call_in_background(self._runtime.start(self._hooks.started_here()), undo=self._runtime.close_at_once)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """See `PySQLXEnginePool.stop`."""

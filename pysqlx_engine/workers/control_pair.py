@@ -28,7 +28,7 @@ class _LineSocket(socket.socket):
         self._sending = threading.Lock()
         self._unsent = b""
         self._begun = b""
-        """What has come of a message that is not complete."""
+        """What has come of a message that is not complete: the first of it, where it is too long."""
 
     def __reduce__(self) -> Any:  # as a socket travels to a child that is being started
         return _arrived, (DupFd(self.fileno()),)
@@ -56,12 +56,11 @@ class _LineSocket(socket.socket):
         while data := super().recv(limit, socket.MSG_PEEK):
             # No more than one message is taken: the descriptor has to stay readable for what is behind it.
             end = data.find(b"\n") + 1
-            self._begun += super().recv(end or len(data))
+            self._begun = (self._begun + super().recv(end or len(data)))[: limit + 2]
             if end:
-                message, self._begun = self._begun[:-1], b""
-                return message
-            if len(self._begun) > limit:
-                self._begun = b""
+                message, self._begun = self._begun, b""
+                if len(message) <= limit + 1:
+                    return message[:-1]
         return b""
 
 

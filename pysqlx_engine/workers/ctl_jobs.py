@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -432,20 +433,24 @@ def _enqueue(options: argparse.Namespace) -> str:
 
 
 def _migrate(options: argparse.Namespace) -> str:
-    from .jobs.schema import VERSION, migrate
+    from .jobs.schema import migrate, version_of
     from .progress import reporting
 
-    async def change(database: Administration) -> int:
-        return await migrate(database.connection, report)
+    async def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def change(database: Administration) -> tuple[int, int]:
+        took = await migrate(database.connection, report, sleep)
+        return took, await version_of(database.connection)
 
     with reporting("pysqlx-ctl", quiet=options.json) as report:
-        took = _with_database(options, change, tables=False)
+        took, version = _with_database(options, change, tables=False)
     if options.json:
-        return _json({"version": VERSION, "migrations": took})
+        return _json({"version": version, "migrations": took})
     if not took:
-        return f"the job tables have version {VERSION} already: nothing to do"
-    before = "there were none" if took == VERSION else f"they had version {VERSION - took}"
-    return f"the job tables have version {VERSION} now: {before}"
+        return f"the job tables have version {version} already: nothing to do"
+    before = "there were none" if took == version else f"they had version {version - took}"
+    return f"the job tables have version {version} now: {before}"
 
 
 # -- the database -----------------------------------------------------------------------------------------------------

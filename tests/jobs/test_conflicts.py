@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ WAITS = {
     "postgresql": "SELECT pid FROM pg_locks JOIN pg_database d ON d.datname = current_database() "
     "JOIN pg_stat_activity USING (pid) WHERE NOT granted AND datid = d.oid",
     "mysql": "SELECT id FROM information_schema.processlist WHERE db = database() "
-    "AND info LIKE 'INSERT%INTO pysqlx_jobs%' AND time_ms > 300",
+    "AND id <> connection_id() AND info LIKE '%pysqlx_jobs%' AND time_ms > 300",
 }
 """Who waits for a lock in this database, as far as the server says so."""
 
@@ -97,8 +98,58 @@ async def test_what_a_server_undoes_is_claimed_again(server_db: Database, monkey
     assert locked.qsize() >= 2  # a claim that was done again, and the end
 
 
-@pytest.mark.parametrize("in_transaction", [False, True])
-async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, in_transaction: bool) -> None:
+@pytest.mark.parametrize("act", ["release", "release_forgotten"])
+async def test_what_a_server_undoes_is_released_again(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(dispatcher.logger, "warning", lambda *words: said.append(str(words)))
+    times = 0
+    real = getattr(Limits, act)
+
+    async def first_undone(*args: Any) -> int:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise QueryError("40P01", "deadlock")
+        released: int = await real(*args)
+        return released
+
+    monkeypatch.setattr(Limits, act, first_undone)
+    queue = JobQueue(sqlite_db.uri)
+
+    @queue.task(limit=1)
+    async def limited() -> None: ...
+
+    async with served(queue):
+        (row,) = await ended(sqlite_db, await limited.enqueue())
+    assert row["attempt"] == 1
+    assert said == []
+    assert times > 1
+
+
+async def test_what_a_server_undoes_is_cancelled_again(server_db: Database) -> None:
+    queue = JobQueue(server_db.uri)
+    await queue.migrate()
+    ids = await queue.enqueue([NewJob(queue="default", task="note", args="{}") for _ in range(2)])
+    async with looking(server_db) as other, looking(server_db) as observer:
+        await begin_strongly(other, server_db.provider)
+        await other.execute("UPDATE pysqlx_jobs SET priority = 1 WHERE id = :id", {"id": ids[1]})
+        cancelling = asyncio.ensure_future(queue.cancel(*ids))
+        while not await observer.query_as_dict(WAITS[server_db.provider]):
+            assert not cancelling.done()
+        await other.execute("UPDATE pysqlx_jobs SET priority = 1 WHERE id = :id", {"id": ids[0]})
+        await other.commit()
+        assert await cancelling == (2, 0)
+    await queue.close()
+
+
+OF_ITS_USER = {"postgresql": ["BEGIN", "SELECT 1; BEGIN"], "mysql": ["BEGIN", "SET autocommit = 0"]}
+"""How a user opens a transaction, so that it is seen and so that it is not."""
+
+
+@pytest.mark.parametrize("opens", [None, 0, 1])
+async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, opens: int | None) -> None:
     """But in a user's own transaction: all of that is undone, and only its user can do it again."""
     queue = JobQueue(server_db.uri)
 
@@ -109,14 +160,14 @@ async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, in_tr
     async with looking(server_db) as ours, looking(server_db) as other, looking(server_db) as observer:
         await begin_strongly(other, server_db.provider)
         ids = await queue.enqueue([named("b")], other)
-        if in_transaction:
-            await ours.begin()
+        if opens is not None:
+            await ours.raw_cmd(OF_ITS_USER[server_db.provider][opens])
         enqueuing = asyncio.ensure_future(queue.enqueue([named("a"), named("b")], ours))
         while not await observer.query_as_dict(WAITS[server_db.provider]):
             assert not enqueuing.done()
         ids = await queue.enqueue([named("a")], other) + ids
         await other.commit()
-        if in_transaction:
+        if opens is not None:
             with pytest.raises((QueryError, ExecuteError)):
                 await enqueuing
             await ours.rollback()

@@ -149,6 +149,21 @@ def test_migrate_makes_the_tables_and_is_safe_twice(cli: Cli, said: Callable[...
     assert said("migrate") == {"version": VERSION, "migrations": 0}
 
 
+def test_migrate_says_which_version_newer_tables_have(cli: Cli, said: Callable[..., Any], database: Database) -> None:
+    enqueued(database)
+
+    async def upgrade() -> None:
+        async with PySQLXEngine(database.uri) as connection:
+            await connection.execute(
+                "INSERT INTO pysqlx_job_schema (version, applied_at, readable_from) "
+                f"VALUES ({VERSION + 1}, 0, {VERSION})"
+            )
+
+    drive(upgrade())
+    assert cli("migrate") == (0, f"the job tables have version {VERSION + 1} already: nothing to do\n", "")
+    assert said("migrate") == {"version": VERSION + 1, "migrations": 0}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_tables_every_command_names_the_one_that_makes_them(name: str, cli: Cli, database: Database) -> None:
     if database.provider == "sqlite":  # a file without tables: none at all is another test

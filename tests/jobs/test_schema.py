@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from pysqlx_engine import PySQLXEngine
 from pysqlx_engine.errors import JobSchemaError
-from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers import JobQueue, ctl, progress
 from pysqlx_engine.workers.jobs import schema
 from pysqlx_engine.workers.jobs.dialects import dialect_of
 from pysqlx_engine.workers.jobs.life import State
 from pysqlx_engine.workers.jobs.schema import VERSION, migrate, version_of
-from pysqlx_engine.workers.jobs.store import Ended, store_of
+from pysqlx_engine.workers.jobs.store import Ended, NewJob, store_of
 from pysqlx_engine.workers.testing import drain
 from tests.servers import Database
 
@@ -33,6 +36,13 @@ async def test_many_may_migrate_at_once(database: Database) -> None:
             return await migrate(connection)
 
     assert sorted(await asyncio.gather(*(one() for _ in range(8)))) == [0] * 7 + [VERSION]
+
+
+async def test_many_may_migrate_at_once_whatever_isolation_is_usual(postgresql_db: Database) -> None:
+    async with PySQLXEngine(postgresql_db.uri) as connection:
+        name = postgresql_db.uri.rsplit("/", 1)[1].split("?")[0]
+        await connection.raw_cmd(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
+    await test_many_may_migrate_at_once(postgresql_db)
 
 
 async def test_a_migration_that_was_cut_off_is_made_again(database: Database) -> None:
@@ -108,6 +118,32 @@ async def test_a_program_works_with_older_tables_and_goes_on_when_they_are_migra
     await queue.close()
 
 
+async def test_who_has_never_looked_may_retry_and_cancel_in_older_tables(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await of_version_1(database, monkeypatch)
+    monkeypatch.setattr(schema, "_found", {})
+    for act in (lambda queue: queue.retry(900), lambda queue: queue.cancel(900)):
+        queue = JobQueue(database.uri)
+        assert await act(queue) in (1, (1, 0))
+        await queue.close()
+
+
+async def test_each_schema_of_a_database_has_its_version(
+    postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with PySQLXEngine(postgresql_db.uri) as connection:
+        await connection.raw_cmd("CREATE SCHEMA newer")
+    newer = replace(postgresql_db, uri=f"{postgresql_db.uri}{'&' if '?' in postgresql_db.uri else '?'}schema=newer")
+    await of_version_1(postgresql_db, monkeypatch)
+    async with PySQLXEngine(newer.uri) as connection:
+        await migrate(connection)
+    queues = [JobQueue(one.uri) for one in (postgresql_db, newer, postgresql_db)]
+    for queue in queues:
+        await queue.enqueue([NewJob(queue="default", task="note", args="{}")])
+        await queue.close()
+
+
 async def test_tables_of_a_newer_version_are_used_when_that_allows_it(database: Database) -> None:
     async with PySQLXEngine(database.uri) as connection:
         await migrate(connection)
@@ -169,6 +205,30 @@ async def test_a_migration_for_which_nobody_makes_way_says_so(
             await migrate(connection)
         await holder.rollback()
         assert await migrate(connection) == VERSION - 1  # nothing is locked
+
+
+async def test_the_command_waits_for_an_open_transaction_too(
+    server_db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await of_version_1(server_db, monkeypatch)
+    monkeypatch.setattr(schema, "_PAUSE", 0.05)
+    waits = threading.Event()
+
+    @contextmanager
+    def reporting(command: str, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda what, done, of: waits.set() if what.startswith("waiting for a transaction") else None
+
+    monkeypatch.setattr(progress, "reporting", reporting)
+    async with PySQLXEngine(server_db.uri) as holder:
+        await holder.raw_cmd("BEGIN")
+        await holder.execute("UPDATE pysqlx_jobs SET priority = 1")
+        command = asyncio.create_task(asyncio.to_thread(ctl.main, ["jobs", "migrate", "--uri", server_db.uri]))
+        await asyncio.to_thread(waits.wait, 30)
+        assert not command.done()
+        await holder.commit()
+    assert await command == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"the job tables have version {VERSION} now: they had version {VERSION - 1}\n", "")
 
 
 def test_a_worker_that_ends_a_job_meanwhile_is_not_failed(

@@ -14,7 +14,7 @@ import pytest
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync
 from pysqlx_engine.engine.session import LIVENESS_CHECK
-from pysqlx_engine.errors import PoolError, PoolTimeoutError
+from pysqlx_engine.errors import PoolAlreadyStartedError, PoolError, PoolTimeoutError
 from pysqlx_engine.pool import hooks
 from tests.servers import Database, PostgresServer
 
@@ -101,6 +101,24 @@ async def test_hooks_have_the_context_of_who_started_the_pool_and_the_pool_itsel
         logging.getLogger("pysqlx_engine").removeHandler(noting)
     assert called == ["starter"] * 2
     assert set(noting.seen) == {"nobody"}
+
+
+async def test_who_fails_to_start_a_pool_once_more_lends_it_no_context(sqlite_db: Database) -> None:
+    called: list[str] = []
+
+    async def configure(conn: PySQLXEngine) -> None:
+        called.append(WHO.get())
+
+    async def start_again() -> None:
+        WHO.set("somebody")
+        with pytest.raises(PoolAlreadyStartedError):
+            await pool.start()
+
+    async with PySQLXEnginePool(sqlite_db.uri, min_size=1, max_size=2, configure=configure) as pool:
+        await asyncio.create_task(start_again())
+        async with pool.connection(), pool.connection():
+            pass
+    assert called == ["nobody"] * 2
 
 
 async def test_a_connection_that_cannot_be_configured_is_closed(

@@ -247,6 +247,15 @@ def test_messages_arrive_whole_and_in_order_and_then_the_end(without: Callable[[
         sending.join()
 
 
+def test_a_message_that_is_too_long_is_none(without: Callable[[str], None]) -> None:
+    without("seqpacket")
+    one, other = control_pair()
+    with one, other:
+        for size in (10, 11, 35, 2):
+            one.send(b"x" * size)
+        assert [other.recv(10) for _ in range(2)] == [b"x" * 10, b"xx"]
+
+
 def message(end: socket.socket) -> bytes:
     while True:
         assert select.select([end], [], [], TIMEOUT)[0]

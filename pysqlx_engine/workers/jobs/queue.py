@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -29,6 +29,7 @@ from .tasks import LONGEST_TASK_NAME, Task, TaskOptions, check_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 MAX_PAYLOAD = 256 * 1024
 KEEP = 7 * 86400.0
@@ -83,7 +84,8 @@ class JobQueue:
         self._pools = QueuePools(uri=uri, min_size=0, max_size=max_size, name="jobs")
         self._uri, self._max_size = uri, max_size
         self._hints = Hints()
-        self._prepared = False
+        self._prepared: set[str] = set()
+        """The URIs of the connections by which the tables were seen."""
         self._told: Told | None = None
 
     # -- tasks ----------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class JobQueue:
         if not jobs:
             return []
         with tracing.enqueuing(jobs[0].queue, jobs[0].task, len(jobs)) as sending:
-            if connection._in_transaction:
+            if connection._dirty:  # a user's transaction, perhaps: it is undone as a whole, and not ours to begin again
                 ids = await self._insert(connection, jobs, sending.context)
             else:
                 ids = await repeated(self._insert, connection, jobs, sending.context)
@@ -230,10 +232,9 @@ class JobQueue:
 
     async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None) -> list[int]:
         dialect, store = dialect_of(connection), store_of(connection)
-        begins = not store.enqueues_at_once(jobs) and not connection._in_transaction
-        if not self._prepared and (begins or not dialect.migrates_by_itself):
-            await prepare(connection, dialect)
-            store = store_of(connection)
+        begins = not store.enqueues_at_once(jobs) and not connection._dirty
+        if begins or not dialect.migrates_by_itself:
+            store = await self._store(connection)
         if begins:
             async with store.transaction(connection):
                 return await self._insert(connection, jobs, trace_context)
@@ -245,8 +246,16 @@ class JobQueue:
                 raise
             await _make_tables(connection)
             ids = await store.enqueue(connection, jobs, trace_context)
-        self._prepared = True
+        self._prepared.add(connection._parsed.masked)
         return ids
+
+    async def _store(self, connection: PySQLXEngine) -> Store:
+        """The statements for the tables that there are. Raises JobSchemaError."""
+        uri = connection._parsed.masked
+        if uri not in self._prepared:
+            await prepare(connection, dialect_of(connection))
+            self._prepared.add(uri)
+        return store_of(connection)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PySQLXEngine]:
@@ -283,33 +292,33 @@ class JobQueue:
     async def cancel(self, *ids: int) -> tuple[int, int]:
         """Cancel jobs that wait, and ask those that run to stop. Gives how many of each; those that have ended, or are
         unknown, are neither."""
-        async with self._transaction() as (store, connection):
-            return await store.cancel(connection, ids)
+        return await self._change(Store.cancel, ids)
 
     async def retry(self, *ids: int) -> int:
         """Have jobs run now that wait for their time or have ended, however that was; one more attempt is allowed where
         none was left. Gives how many."""
-        async with self._transaction() as (store, connection):
-            return await store.revive(connection, ids)
+        return await self._change(Store.revive, ids)
 
     async def pause(self, queue: str = "default") -> None:
         """Begin nothing of a queue, on any host, until `resume`. What runs goes on."""
-        async with self._transaction() as (store, connection):
-            await store.pause(connection, queue)
+        await self._change(Store.pause, queue)
 
     async def resume(self, queue: str = "default") -> None:
         """See `pause`."""
-        async with self._transaction() as (store, connection):
-            await store.resume(connection, queue)
+        await self._change(Store.resume, queue)
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[tuple[Store, PySQLXEngine]]:
-        """One that dispatchers are told of."""
+    async def _change(self, act: Callable[[Store, PySQLXEngine, T], Awaitable[R]], what: T) -> R:
+        """In a transaction that dispatchers are told of."""
         async with self.connection() as connection:
-            store = store_of(connection)
-            async with store.transaction(connection):
-                yield store, connection
+            store = await self._store(connection)
+
+            async def transact() -> R:
+                async with store.transaction(connection):
+                    return await act(store, connection, what)
+
+            changed = await repeated(transact)
             await self._hints.tell(connection)
+            return changed
 
     async def close(self) -> None:
         """Close the pools that this queue has opened in the running event loop, and for threads."""

@@ -184,12 +184,12 @@ as the one before."""
 OLDEST = 1
 """The oldest version whose tables this program can use."""
 _found: dict[str, int] = {}
-"""The version that the tables of a database had when this process looked."""
+"""The version that tables had when this process looked, by the URI: its user or a parameter may say in which schema."""
 
 
 def known_version(connection: PySQLXEngine) -> int:
     """The version for which statements are to be written, as far as `version_of` has seen."""
-    return min(_found.get(connection._parsed.identity or "", VERSION), VERSION)
+    return min(_found.get(connection._parsed.masked, VERSION), VERSION)
 
 
 async def check_tables(connection: PySQLXEngine) -> None:
@@ -214,7 +214,7 @@ async def version_of(connection: PySQLXEngine) -> int:
             f"the job tables have version {found}, and this program knows versions up to {VERSION}: upgrade it"
         )
     if found:
-        _found[connection._parsed.identity or ""] = found
+        _found[connection._parsed.masked] = found
     return found
 
 
@@ -224,11 +224,15 @@ async def _is_for_us(connection: PySQLXEngine, newer: int) -> bool:
     return row["oldest"] is not None and int(row["oldest"]) <= VERSION
 
 
-async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], None] = lambda *_: None) -> int:
+async def migrate(
+    connection: PySQLXEngine,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> int:
     """Bring the tables to this version, and give the number of migrations that it took. Safe to call twice, and from
     many processes at once. Raises JobSchemaError.
 
-    `report` hears what is being done, and how many statements of how many are done.
+    `report` hears what is being done, and how many statements of how many are done. `sleep`: for who has no event loop.
     """
     dialect = dialect_of(connection)
     until = time.monotonic() + LOCK_TIMEOUT
@@ -257,7 +261,7 @@ async def migrate(connection: PySQLXEngine, report: Callable[[str, int, int], No
         if dialect.provider != "mysql":  # where nothing is undone
             made = 0
         report("waiting for a transaction that uses the job tables", 0, 0)
-        await asyncio.sleep(_PAUSE)
+        await sleep(_PAUSE)
 
 
 async def _make(
@@ -286,7 +290,8 @@ async def _lock(connection: PySQLXEngine, dialect: Dialect) -> None:
         await use_wal(connection)
         await connection.raw_cmd("BEGIN IMMEDIATE")
     else:
-        await connection.begin()
+        # Whoever had the lock before us has made versions that we have to see.
+        await connection.raw_cmd("BEGIN ISOLATION LEVEL READ COMMITTED")
         await connection.query_as_dict(f"SELECT CAST(pg_advisory_xact_lock({_LOCK}) AS text) AS locked")
         await connection.raw_cmd(f"SET LOCAL lock_timeout = {round(_TABLE_LOCK * 1000)}")
 
