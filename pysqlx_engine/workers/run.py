@@ -215,7 +215,7 @@ def _run(options: argparse.Namespace, settings: RunSettings) -> int:
     if settings.log_file is not None:
         _log_to(settings)
     coordinator = (
-        Joined(settings.coordinator, settings.curve_keys)
+        Joined.from_here(settings.coordinator, settings.curve_keys)
         if settings.coordinator is not None
         else OwnCoordinator()
         if plan.start_coordinator

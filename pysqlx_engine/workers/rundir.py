@@ -50,6 +50,14 @@ class Joined:
     address: str
     curve_keys: str | None
 
+    @staticmethod
+    def from_here(address: str, curve_keys: str | None) -> Joined:
+        """As settings say it, with paths that are the same in any directory: others look at the run from theirs."""
+        path = address.removeprefix("ipc://")
+        if path != address and not path.startswith("@"):  # a name of Linux that is no file
+            address = f"ipc://{os.path.abspath(path)}"
+        return Joined(address, None if curve_keys is None else os.path.abspath(curve_keys))
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
