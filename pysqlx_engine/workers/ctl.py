@@ -124,7 +124,7 @@ def _show_status(options: argparse.Namespace) -> None:
     except (OSError, ValueError, RefusedLookError) as error:
         raise _no_answer(run, error) from None
     _say(json.dumps(msgspec.to_builtins(status), indent=2) if options.json else _tables(status))
-    _check_ready(run, ready=status.health.ready)
+    _check_ready(run, ready=status.health.ready, missing=status.health.missing)
 
 
 def _complete(options: argparse.Namespace) -> None:
@@ -148,9 +148,10 @@ def _health(options: argparse.Namespace) -> None:
     _check_ready(run, ready=answer["ready"] or options.live)
 
 
-def _check_ready(run: RunDirectory, *, ready: bool) -> None:
+def _check_ready(run: RunDirectory, *, ready: bool, missing: Sequence[str] = ()) -> None:
     if not ready:
-        raise _Failure(f"the run {run.name} is not ready", FAILED)
+        why = f": {', '.join(missing)}" if missing else ""
+        raise _Failure(f"the run {run.name} is not ready{why}", FAILED)
 
 
 def _dashboard(options: argparse.Namespace) -> None:

@@ -20,12 +20,14 @@ class RefusedLookError(Exception):
 
 
 def look(run: RunDirectory, timeout: float = 5.0) -> RunStatus:
-    """Ask the run for its status. While its coordinator does not answer, of its supervisor's workers alone.
+    """Ask the run for its status. While its coordinator does not answer, of its supervisor's workers alone; while its
+    supervisor does not, nobody knows whether they are there, and the run is not ready.
 
     Raises OSError and ValueError when nobody answers, or not within `timeout` seconds, and RefusedLookError.
     """
     crew = None
-    if run.supervisor.exists():
+    supervised = run.supervisor.exists()
+    if supervised:
         with contextlib.suppress(OSError, ValueError):  # it ends: the coordinator is there a moment longer
             crew = _answer(run.supervisor, "crew", Crew, timeout)
     try:
@@ -35,7 +37,11 @@ def look(run: RunDirectory, timeout: float = 5.0) -> RunStatus:
             raise
         crew.health.ready = crew.health.coordinator = False
         status = RunStatus(run=run.name, health=crew.health, budgets=[], workers=[])
-    return status if crew is None else merged(status, crew)
+    if crew is not None:
+        return merged(status, crew)
+    if supervised:
+        status.health.ready = status.health.supervisor = False
+    return status
 
 
 def _answer(path: Path, question: str, kind: type[T], timeout: float) -> T:

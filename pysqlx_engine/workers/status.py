@@ -126,11 +126,20 @@ class Health(msgspec.Struct, kw_only=True):
 
     ready: bool
     workers: Count | None = None
-    """Workers that there are to be; null: a coordinator alone, which knows of none."""
+    """Workers that there are to be; null: a coordinator alone, which knows of none, or the supervisor does not
+    answer."""
     up: Count | None = None
     """How many of them are up."""
     coordinator: bool
     """Whether the coordinator is there, if the run has one."""
+    supervisor: bool = True
+    """Whether the supervisor answers, if the run has one."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Who is not there, besides workers."""
+        said = {"the supervisor does not answer": self.supervisor, "the coordinator is not there": self.coordinator}
+        return [text for text, there in said.items() if not there]
 
 
 class Crew(msgspec.Struct, kw_only=True):

@@ -223,6 +223,22 @@ def test_without_its_coordinator_it_is_alive_and_not_ready(tmp_path: Path) -> No
         scraped_until(address, lambda found: value(found, "pysqlx_ready") == 1)
 
 
+def test_without_an_answer_of_its_supervisor_it_is_not_ready(tmp_path: Path) -> None:
+    with measured(tmp_path, USES_SOME, "-w", "2") as (run, address):
+        for _ in range(2):
+            run.line_with("up")
+        scraped_until(address, lambda found: value(found, "pysqlx_ready") == 1)
+        run.send(signal.SIGSTOP)
+        found = scraped_until(address, lambda found: value(found, "pysqlx_ready") == 0)
+        assert (value(found, "pysqlx_supervisor_up"), value(found, "pysqlx_coordinator_up")) == (0, 1)
+        assert value(found, "pysqlx_budget_in_use") == 2
+        assert get(f"{address}/healthz") == (200, "ok\n")
+        assert get(f"{address}/readyz") == (503, "the supervisor does not answer\n")
+        run.send(signal.SIGCONT)
+        found = scraped_until(address, lambda found: value(found, "pysqlx_ready") == 1)
+        assert value(found, "pysqlx_supervisor_up") == 1
+
+
 def test_jobs_are_counted_as_they_end(tmp_path: Path) -> None:
     connection = PySQLXEngineSync(f"sqlite:{tmp_path}/x.db")
     connection.connect()

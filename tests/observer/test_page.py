@@ -468,11 +468,14 @@ def test_a_silent_observer_is_seen_and_it_recovers_by_itself(open_page: Callable
     expect(row(page, "mail")).to_be_visible()
 
 
-def test_a_silent_coordinator_and_a_silent_run_are_seen(open_page: Callable[..., Seen], shown: Shown) -> None:
+def test_a_silent_supervisor_coordinator_and_run_are_seen(open_page: Callable[..., Seen], shown: Shown) -> None:
     page = open_page().page
     expect(page.locator("#health")).to_have_text("✓ ready: 4 workers")
     coordinator, supervisor = (shown.run.pid_titled(f"pysqlx-run: {one}") for one in ("coordinator", "supervisor"))
     try:
+        os.kill(supervisor, signal.SIGSTOP)
+        expect(page.locator("#health")).to_have_text("✗ not ready: the supervisor does not answer")
+        os.kill(supervisor, signal.SIGCONT)
         os.kill(coordinator, signal.SIGSTOP)
         expect(page.locator("#health")).to_have_text("✗ not ready: the coordinator is not there")
         expect(page.locator(".verdict")).to_be_visible()  # what was known stays

@@ -120,6 +120,9 @@ def test_more_workers_than_there_is_room_for_can_be_scrolled() -> None:
 
 def test_what_is_wrong_stands_on_top() -> None:
     assert "NOT READY, 3 of 4 workers up" in lines(Seen("shop", run(ready=False)))[0]
+    silent = run()
+    silent.health = Health(ready=False, coordinator=True, supervisor=False)
+    assert "NOT READY, the supervisor does not answer" in lines(Seen("shop", silent))[0]
     gone = lines(Seen("shop", None, failure="nobody \x1b[2J answers"))
     assert "does not answer" in gone[0]
     assert "\x1b" not in gone[1]  # who has written that has no say over the terminal

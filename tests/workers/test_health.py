@@ -59,7 +59,7 @@ def test_a_run_is_ready_when_every_worker_is_up(tmp_path: Path, sqlite_uri: str)
         run.line_with("starting it again")
         code, out, errors = ctl(tmp_path, "health", "--json")
         assert (code, errors) == (1, "pysqlx-ctl: the run api is not ready\n")
-        assert json.loads(out) == {"ready": False, "workers": 2, "up": 1, "coordinator": True}
+        assert json.loads(out) == {"ready": False, "workers": 2, "up": 1, "coordinator": True, "supervisor": True}
         assert ctl(tmp_path, "health", "--live")[0] == 0
         (tmp_path / "go").touch()
         run.line_with("[worker 1] up")

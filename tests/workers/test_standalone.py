@@ -95,7 +95,7 @@ def test_it_says_its_address_answers_and_ends_when_it_is_told(tmp_path: Path, nu
         assert address == f"ipc://{tmp_path}/pysqlx/default/coordinator.sock"
         assert status(tmp_path) == {
             "run": "default",
-            "health": {"ready": True, "workers": None, "up": None, "coordinator": True},
+            "health": {"ready": True, "workers": None, "up": None, "coordinator": True, "supervisor": True},
             "budgets": [],
             "workers": [],
             "deaths": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_a_coordinator_alone_knows_of_no_workers(tmp_path: Path) -> None:
         status = asked(tmp_path)
         assert status.health == msgspec.structs.replace(status.health, ready=True, workers=None, up=None)
         assert status.workers == []
+
+
+def test_a_supervisor_that_does_not_answer_is_said_to_be_missing(tmp_path: Path) -> None:
+    with coordinating(tmp_path):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(tmp_path / "pysqlx" / "default" / "supervisor.sock"))
+        code, out, error = ctl(tmp_path, "status", "--json")
+        status = msgspec.json.decode(out, type=RunStatus)
+        assert (status.health.ready, status.health.supervisor, status.health.coordinator) == (False, False, True)
+        assert (code, error) == (1, "pysqlx-ctl: the run default is not ready: the supervisor does not answer\n")
 
 
 def test_its_schema_can_be_had_without_a_run(tmp_path: Path) -> None:

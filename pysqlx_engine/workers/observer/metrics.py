@@ -87,6 +87,9 @@ def _of_run(status: RunStatus) -> Iterator[Metric]:
         "Whether the coordinator is there, if there is to be one",
         value=float(health.coordinator),
     )
+    yield GaugeMetricFamily(
+        "pysqlx_supervisor_up", "Whether the supervisor answers, if there is one", value=float(health.supervisor)
+    )
     if health.workers is not None:
         yield GaugeMetricFamily("pysqlx_workers", "Workers that there are to be", value=health.workers)
         yield GaugeMetricFamily("pysqlx_workers_up", "Workers that are up", value=health.up or 0)

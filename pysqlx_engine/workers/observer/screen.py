@@ -53,8 +53,7 @@ def screen(seen: Seen, width: int, height: int, *, ascii_only: bool = False) -> 
     state = "ready" if health.ready else "NOT READY"
     if health.workers is not None:
         state += f", {health.up} of {health.workers} workers up"
-    if not health.coordinator:
-        state += ", no coordinator"
+    state += "".join(f", {what}" for what in health.missing)
     lines: list[Text | Table] = [_head(seen, state, "bold green" if health.ready else "bold red", width)]
     if status.deaths:
         lines.append(Text(f"{_count(status.deaths, 'process', 'processes')} died with open pools", "yellow"))

@@ -107,9 +107,7 @@ def _health(watch: Watch) -> list[Route]:
         if health.ready:
             return PlainTextResponse("ok\n")
         missing = [] if health.workers is None else [f"{health.up} of {health.workers} workers are up"]
-        if not health.coordinator:
-            missing.append("the coordinator is not there")
-        return PlainTextResponse("; ".join(missing) + "\n", 503)
+        return PlainTextResponse("; ".join(missing + health.missing) + "\n", 503)
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
 

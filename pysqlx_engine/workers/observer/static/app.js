@@ -48,9 +48,10 @@ function tellHealth() {
   setText(document.getElementById("run"), run);
   const line = document.getElementById("health");
   if (!now) return setText(line, "");
-  const { ready, workers, up, coordinator } = now.health;
+  const { ready, workers, up, coordinator, supervisor } = now.health;
   const missing = [];
   if (workers !== null && up < workers) missing.push(`${up} of ${plural(workers, "worker is", "workers are")} up`);
+  if (!supervisor) missing.push("the supervisor does not answer");
   if (!coordinator) missing.push("the coordinator is not there");
   const all = workers === null ? "" : `: ${plural(workers, "worker", "workers")}`;
   const text = ready ? `✓ ready${all}` : `✗ not ready: ${missing.join(", ") || "something is missing"}`;
