@@ -109,7 +109,8 @@ class LeasedBudget:
         self._pressed = False
         """Whether somebody else waits: a ceiling is set."""
         self._report_due = False
-        self._told_before = Totals(self.pool_id)
+        self._told = self._told_before = Totals(self.pool_id)
+        """What had been counted when it was told last, and when it was told last to a coordinator before this one."""
         self._answer: asyncio.Future[None] | None = None
 
     @property
@@ -242,12 +243,12 @@ class LeasedBudget:
 
     def _totals(self) -> Totals:
         assert self._client is not None
-        return Totals.of(self.pool_id, self._client.tell_counters()) - self._told_before
+        self._told = Totals.of(self.pool_id, self._client.tell_counters())
+        return self._told - self._told_before
 
     def count_anew(self) -> None:
-        """Another coordinator counts from 0: what was counted before it is no news of its time."""
-        if self._client is not None:
-            self._told_before = Totals.of(self.pool_id, self._client.tell_counters())
+        """Another coordinator counts from 0: what the one before was told is no news, and all since then is."""
+        self._told_before = self._told
 
     def receive(self, message: ToPool) -> None:
         client = self._client

@@ -156,7 +156,8 @@ class Durations(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Totals(msgspec.Struct, tag="totals", array_like=True, frozen=True):
-    """What a pool has counted since its start, or since this coordinator is there: `PoolStats` says what each is."""
+    """What a pool has counted since its start, or since it told it last to the coordinator before this one: `PoolStats`
+    says what each is."""
 
     pool: int
     requests: Natural = 0

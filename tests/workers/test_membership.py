@@ -310,7 +310,7 @@ def test_a_pool_that_goes_says_what_it_has_counted_and_is_not_reported() -> None
     assert detach == Detach(budget.pool_id)
 
 
-def test_another_coordinator_hears_only_what_is_counted_from_then_on() -> None:
+def test_another_coordinator_hears_only_what_the_one_before_was_not_told() -> None:
     here = Here()
     budget, client = pool(here)
     here.join()
@@ -322,10 +322,15 @@ def test_another_coordinator_hears_only_what_is_counted_from_then_on() -> None:
     here.hears(Ask(budget.pool_id))
     assert [one.requests for one in here.said() if isinstance(one, Totals)] == [7]
     here.disconnected()
+    client.counters.requests = client.counters.timeouts = 100  # while nobody is there
+    started_meanwhile, its_client = pool(here, "other")
+    its_client.counters.requests = 3
     here.join(epoch=EPOCH + 2)
-    client.counters.requests = 9
-    here.receive(CoordinatorPacket(EPOCH + 2, here._session, 1, 0, [Ask(budget.pool_id)]))
-    assert [one.requests for one in here.said() if isinstance(one, Totals)] == [2]
+    client.counters.requests = 102
+    asks = [Ask(budget.pool_id), Ask(started_meanwhile.pool_id)]
+    here.receive(CoordinatorPacket(EPOCH + 2, here._session, 1, 0, asks))
+    told = [one for one in here.said() if isinstance(one, Totals)]
+    assert [(one.requests, one.timeouts) for one in told] == [(95, 100), (3, 0)]
 
 
 def test_who_is_asked_says_what_was_counted_and_then_reports() -> None:
