@@ -231,6 +231,10 @@ class BudgetStatus(msgspec.Struct, kw_only=True):
     """Leases that were asked back, until now."""
     totals: TotalsStatus
 
+    @property
+    def usable(self) -> int:
+        return self.size - self.reserved
+
 
 class RunStatus(msgspec.Struct, kw_only=True):
     """One run, or one coordinator."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -112,6 +113,26 @@ def test_a_look_becomes_gauges_counters_and_histograms() -> None:
     assert sorted(buckets)[1][0] == pytest.approx(256e-6)
     assert value(found, "pysqlx_pool_wait_seconds_sum") == pytest.approx(0.3)
     assert value(found, "pysqlx_pool_wait_seconds_count") == 5
+
+
+@pytest.mark.parametrize(
+    ("numbers", "alerted"),
+    [
+        ({"size": 4, "leased": 4}, True),
+        ({"size": 4, "leased": 3}, False),
+        ({"size": 4, "leased": 3, "reserved": 1}, True),
+        ({"size": 4, "leased": 2, "reserved": 1}, False),
+        ({"size": 4, "leased": 3, "reserved": 1, "waiting": 0}, False),
+    ],
+)
+def test_a_budget_is_exhausted_when_who_waits_can_have_no_more(numbers: dict[str, int], alerted: bool) -> None:
+    one = status()
+    one.budgets = [msgspec.structs.replace(one.budgets[0], **numbers)]
+    found = samples(page(one, []).decode())
+    [alerts] = yaml.safe_load((DOCS / "grafana" / "alerts.yaml").read_text())["groups"]
+    [expression] = [rule["expr"] for rule in alerts["rules"] if rule["alert"] == "PysqlxBudgetExhausted"]
+    names = NAME.findall(expression)
+    assert eval(expression, {name: value(found, name) for name in names}) is alerted  # it means the same in Python
 
 
 def test_without_its_coordinator_nobody_knows_how_many_have_died() -> None:

@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Request, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from pysqlx_engine.engine import PySQLXEngineSync
 from pysqlx_engine.engine.driving import drive
@@ -266,6 +266,23 @@ def test_waiters_are_what_it_says_first(seen: Seen, shown: Shown) -> None:
         expect(page).to_have_title(re.compile(r"\(\d+ waiting\) Overview · shop"))
         expect(page.locator("#said")).to_contain_text("used up")
     expect(page.locator(".verdict")).not_to_contain_text("used up")
+
+
+def test_what_is_kept_back_for_lost_hosts_is_neither_free_nor_for_who_waits(seen: Seen) -> None:
+    numbers = {"size": 4, "reserved": 1, "leased": 3, "in_use": 3, "idle": 0, "waiting": 2}
+
+    def told(route: Route) -> None:
+        answer = route.fetch()
+        said = answer.json()
+        said["status"]["budgets"][0] |= numbers
+        route.fulfill(response=answer, json=said)
+
+    seen.page.route("**/api/status", told)
+    verdict = seen.page.locator(".verdict")
+    expect(verdict).to_have_text(re.compile("^used up: all 3 are leased, 1 kept back, 2 wait"))
+    numbers |= {"leased": 2, "in_use": 2, "waiting": 0}
+    expect(verdict).to_have_text(re.compile("^nobody waits, 1 of 4 are free, 0 idle"))
+    seen.page.unroute_all(behavior="wait")
 
 
 def test_retry_runs_a_job_again_once_it_is_confirmed(seen: Seen, shown: Shown) -> None:

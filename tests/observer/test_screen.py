@@ -91,6 +91,11 @@ def test_a_bar_ends_where_it_ends_when_more_is_leased_than_there_is() -> None:
     assert lines(Seen("shop", run(one)))[3].strip() == "[" + "█" * 76 + "]"
 
 
+def test_what_is_kept_back_is_not_free() -> None:
+    one = budget(size=4, leased=3, in_use=3, reserved=1, waiting=2)
+    assert lines(Seen("shop", run(one)))[4] == "  3 of 4: 3 in use, 0 idle, 0 free, 1 kept back"
+
+
 def test_without_unicode_it_is_made_of_letters() -> None:
     one = budget(size=4, leased=2, in_use=1, idle=1)
     text = "\n".join(lines(Seen("shop", run(one)), ascii_only=True))

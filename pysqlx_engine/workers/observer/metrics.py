@@ -28,6 +28,7 @@ last bucket."""
 _GAUGES = {
     "size": "Connections that all processes together may have",
     "leased": "Leases charged now",
+    "reserved": "Leases kept for ending the sessions of lost hosts",
     "in_use": "Connections in use",
     "idle": "Connections idle",
     "waiting": "Tasks and threads that wait for a connection",

@@ -96,8 +96,9 @@ def _budget(
         filled = upto
     yield bar.append(("." if ascii_only else "·") * (cells - filled), "dim").append("]")
     said = ", ".join(f"{count} {what}" for count, what, _, _ in parts if count or what in {"in use", "idle"})
-    free = max(0, budget.size - budget.leased)
-    yield Text(f"  {budget.leased} of {budget.size}: {said}, {free} free")
+    free = max(0, budget.usable - budget.leased)
+    kept = f", {budget.reserved} kept back" if budget.reserved else ""
+    yield Text(f"  {budget.leased} of {budget.size}: {said}, {free} free{kept}")
     waiting = Text("  ").append(
         f"{budget.waiting} waiting", "bold red" if budget.waiting and not free else "yellow" if budget.waiting else ""
     )

@@ -9,11 +9,13 @@ const SLOW = 3; // seconds that a verdict has to last before a screen reader say
 
 // What somebody who was called at night has to know of a budget, in one sentence, and whether it is bad.
 function verdict(budget, recent, processes) {
-  const { size, leased, waiting, idle, quarantined } = budget;
+  const { size, leased, waiting, idle, quarantined, reserved } = budget;
+  const usable = size - reserved; // the rest is for nothing but ending the sessions of lost hosts
   const waits = waiting ? plural(waiting, "waits", "wait") : "nobody waits";
-  const used = waiting > 0 && leased >= size && !idle; // what is idle is on its way to who waits
-  const left = `${Math.max(0, size - leased)} of ${size} are free, ${idle} idle`;
-  const parts = [used ? `used up: all ${size} are leased, ${waits}` : `${waits}, ${left}`];
+  const used = waiting > 0 && leased >= usable && !idle; // what is idle is on its way to who waits
+  const left = `${Math.max(0, usable - leased)} of ${size} are free, ${idle} idle`;
+  const kept = reserved ? `, ${reserved} kept back` : "";
+  const parts = [used ? `used up: all ${usable} are leased${kept}, ${waits}` : `${waits}, ${left}`];
   const [most, count] = processes.map((process) => [process, waitingAt(process, budget.database)])
     .reduce((one, other) => (other[1] > one[1] ? other : one), [null, 0]);
   if (count > 1 && count > waiting / 2) parts[0] += `, ${count === waiting ? "all" : `${count} of them`} in ${nameOf(most)}`;
