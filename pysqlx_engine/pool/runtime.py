@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import ctypes
+import itertools
 import logging
 import threading
 import time
@@ -51,6 +52,8 @@ logger = part("pool")
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_numbers = itertools.count(1)
+
 LOCK_TIMEOUT = 0.5
 """Seconds after which the lock, which is never held for longer than microseconds, is one's own."""
 CLOSE_TIMEOUT = 10.0
@@ -88,6 +91,8 @@ class PoolRuntime:
         """Whether the budget was compared with what the server takes."""
         self._outage = Outage(config.reconnect_timeout)
         self._counters = Counters()
+        self.number = 0
+        """Of this start of the pool, among all starts of pools in this process: each counts from 0."""
 
     def _hooks(self) -> Hooks:
         face = self._face()
@@ -525,7 +530,7 @@ class PoolRuntime:
                 f"closed by the server after {timeout:.1f} s"
             )
         self.core = self._new_core()
-        self._counters = Counters()
+        self._counters, self.number = Counters(), next(_numbers)
         self._outage = Outage(config.reconnect_timeout)
         self._compared = False
         self._uri = uri = await self.upkeep.begin()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .children import Child
+from .counting import Counted
 from .formation import Place
-from .messages import Totals
 from .status import (
     BudgetStatus,
     Crew,
@@ -61,8 +61,9 @@ def _state(place: Place, child: Child, now: float, *, stopping: bool) -> Process
     return ProcessState.UP if child.is_up(now) else ProcessState.STARTING
 
 
-def status_of(run: str, workers: list[Child], health: Health, now: float) -> RunStatus:
-    """A run that has no coordinator of its own, from what its workers have told of their pools.
+def status_of(run: str, workers: list[Child], counted: Counted, health: Health, now: float) -> RunStatus:
+    """A run that has no coordinator of its own, from what its workers have told of their pools, and from what was
+    `counted`, also by those that are no more.
 
     The pools of a worker that joined nobody share one budget for each database. Of a budget that a coordinator of
     another run has, this is our run's part.
@@ -74,7 +75,7 @@ def status_of(run: str, workers: list[Child], health: Health, now: float) -> Run
     budgets = []
     for database, pools in by_database.items():
         sums = numbers(pools)
-        totals = TotalsStatus.of(sum((pool.totals for pool in pools), Totals(0)))
+        totals = TotalsStatus.of(counted.totals(database))
         size = max(pool.max_size for pool in pools)
         budgets.append(BudgetStatus(database=database, size=size, leased=sums.pop("leases"), totals=totals, **sums))
     shown = [

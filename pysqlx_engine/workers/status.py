@@ -66,13 +66,14 @@ class PoolLook(PoolStatus, kw_only=True):
 
     max_size: int
     totals: Totals
+    """Since the pool was started; another start has another number in it."""
 
     @staticmethod
     def at(runtime: PoolRuntime) -> PoolLook:
         stats = runtime.stats()
         return PoolLook(
             name=stats.name, database=stats.database, leases=stats.held, in_use=stats.in_use, idle=stats.idle,
-            waiting=stats.waiting, max_size=stats.max_size, totals=Totals.of(0, runtime.tell_counters()),
+            waiting=stats.waiting, max_size=stats.max_size, totals=Totals.of(runtime.number, runtime.tell_counters()),
         )  # fmt: skip
 
 

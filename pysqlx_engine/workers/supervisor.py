@@ -24,6 +24,7 @@ from setproctitle import setproctitle
 from ..errors import SettingsError
 from ..system import nonblocking_pipe
 from .children import UP_AFTER, Child, Slot
+from .counting import Counted
 from .crew import crew_of, health_of, status_of
 from .deaths import Deaths, deaths
 from .endpoints import local
@@ -127,6 +128,7 @@ class Supervisor:
         self._kill_at: float | None = None
         self._status = DONE
         self._questions: list[Reply] = []
+        self._counted = Counted()
         self._answer_by: float | None = None
         self._stdout = Pump(1)
         self._stderr = Pump(2)
@@ -496,6 +498,7 @@ class Supervisor:
                 self._may_be_up(child)
             case Statistics():
                 child.pools = message.pools
+                self._counted.told(child.pid, message.pools)
                 self._answer_if_complete()
             case BootFailure():
                 self._on_boot_failure(child, message)
@@ -582,6 +585,7 @@ class Supervisor:
         while data := self._receive(child):
             self._hear(child, data)  # its last words come first: they may be why it died
         pid, lived = child.pid, time.monotonic() - child.started
+        self._counted.ended(pid)
         status = self._bury(child)
         how, now = describe_exit(status), time.monotonic()
         if child.place is not None:
@@ -939,7 +943,7 @@ class Supervisor:
     def status(self) -> RunStatus:
         """The run as `pysqlx-ctl status` shows it, from what its workers have told of their pools."""
         now = time.monotonic()
-        return status_of(self._plan.name, self._workers(), self._health(now), now)
+        return status_of(self._plan.name, self._workers(), self._counted, self._health(now), now)
 
 
 def _as_a_reason(status: int) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pysqlx_engine.workers.status import RunStatus
+from pysqlx_engine.workers.counting import MOST_DATABASES, Counted
+from pysqlx_engine.workers.messages import Totals
+from pysqlx_engine.workers.status import PoolLook, RunStatus
 
 from .runs import Run, coordinating, ctl, started
 
@@ -40,6 +42,24 @@ HAS_NO_POOL = """
 import threading
 print("up", flush=True)
 threading.Event().wait()
+"""
+
+
+CLOSES_ITS_POOLS = """
+import pathlib, threading, time
+from pysqlx_engine import PySQLXEnginePoolSync
+def uses(pool, times):
+    with pool:
+        for _ in range(times):
+            with pool.connection() as conn:
+                conn.query_first("SELECT 1 AS a")
+        print("used", times, flush=True)
+        while not pathlib.Path(f"close{times}").exists():
+            time.sleep(0.01)
+pool = PySQLXEnginePoolSync(uri="sqlite:./x.db", max_size=4)
+uses(pool, 5)
+uses(pool, 2)
+uses(PySQLXEnginePoolSync(uri="sqlite:./x.db", max_size=4), 1)
 """
 
 
@@ -93,6 +113,53 @@ def test_what_a_killed_worker_had_counted_is_kept(tmp_path: Path) -> None:
         assert (before.budgets[0].totals.requests, after.budgets[0].totals.requests) == (10, 10)
         assert (before.deaths, after.deaths) == (0, 1)
         assert (after.budgets[0].totals.opened, after.workers[0].restarts) == (3, 1)
+
+
+def test_without_a_coordinator_it_is_kept_as_well(tmp_path: Path) -> None:
+    with running(tmp_path, COUNTS, workers=1) as run:
+        run.line_with("up")
+        before = asked(tmp_path)
+        pid = before.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        run.line_with("up")
+        after = asked(tmp_path)
+        assert (before.budgets[0].totals.requests, after.budgets[0].totals.requests) == (5, 5)
+        assert (after.budgets[0].totals.opened, after.workers[0].restarts) == (2, 1)
+
+
+def test_without_a_coordinator_what_a_closed_pool_had_counted_is_kept(tmp_path: Path) -> None:
+    with running(tmp_path, CLOSES_ITS_POOLS, workers=1) as run:
+        for used, counted in ((5, 5), (2, 7), (1, 8)):
+            run.line_with(f"used {used}")
+            assert asked(tmp_path).budgets[0].totals.requests == counted
+            (tmp_path / f"close{used}").touch()
+
+
+def test_a_worker_that_does_not_answer_has_counted_what_it_told_last() -> None:
+    counted = Counted()
+    counted.told(10, [pool(1, "a", requests=3), pool(2, "b", requests=4)])
+    counted.told(11, [pool(1, "a", requests=5)])
+    assert (counted.totals("a").requests, counted.totals("b").requests) == (8, 4)
+    counted.told(11, [pool(1, "a", requests=6), pool(2, "a", requests=1)])
+    counted.ended(10)
+    counted.told(10, [pool(1, "a", requests=1)])  # another process that has its pid
+    assert (counted.totals("a").requests, counted.totals("b").requests) == (11, 4)
+
+
+def test_databases_that_nobody_uses_any_more_are_forgotten_when_there_are_many() -> None:
+    counted = Counted()
+    for number in range(MOST_DATABASES + 1):
+        counted.told(10, [pool(number, str(number), requests=1)])
+    counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1)])
+    assert [counted.totals(database).requests for database in ("0", "1")] == [2, 0]
+
+
+def pool(number: int, database: str, requests: int) -> PoolLook:
+    totals = Totals(number, requests=requests)
+    return PoolLook(
+        name="p", database=database, leases=0, in_use=0, idle=0, waiting=0, max_size=4, totals=totals
+    )  # fmt: skip
 
 
 def test_while_a_worker_is_missing_it_ends_with_1_and_shows_why(tmp_path: Path) -> None:
