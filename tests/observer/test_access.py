@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pysqlx_engine.workers.observer.access import Access, Request, is_loopback, token_of
+from pysqlx_engine.workers.observer.access import Access, Request, cookie_for, is_loopback, token_of
+from pysqlx_engine.workers.observer.spec import Listening
 
 LOCAL = Access("127.0.0.1", None)
 GUARDED = Access("0.0.0.0", "secret")
@@ -68,6 +69,26 @@ def test_a_token_is_taken_from_the_header_then_the_address_then_the_cookie() -> 
     assert token_of({"host": "localhost:8787"}, cookie, {}) == "three"  # cookies know no ports
     assert token_of({"host": "localhost:80"}, cookie, {}) is None
     assert token_of({}, {}, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost:8787", "pysqlx_token_8787"),
+        ("shop.example", "pysqlx_token_shop.example"),
+        ("[fd00::5]", "pysqlx_token_5"),
+        ("[fd00::5]:8787", "pysqlx_token_8787"),
+        ('";=\N{SNOWMAN}\xe9,', "pysqlx_token_"),
+    ],
+)
+def test_the_cookies_name_is_one_whatever_the_host_says(host: str, name: str) -> None:
+    assert cookie_for(host) == name
+
+
+def test_a_token_is_in_no_log() -> None:
+    assert "secret" not in repr(GUARDED)
+    assert "secret" not in repr(Listening(None, None, GUARDED))
+    assert "secret" not in repr(Request("localhost", changes=False, token="secret"))
 
 
 @pytest.mark.parametrize(

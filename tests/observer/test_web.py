@@ -11,9 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers.observer.access import Access
 from pysqlx_engine.workers.observer.process import MOST_CONNECTIONS
+from pysqlx_engine.workers.observer.watch import Watch
+from pysqlx_engine.workers.observer.web import dashboard_app
+from pysqlx_engine.workers.rundir import run_directory
 from tests.servers import Database, free_port
 from tests.workers.runs import Run, started
 
@@ -30,7 +35,8 @@ with PySQLXEnginePoolSync(name="p") as pool:
     except KeyboardInterrupt:
         pass
 """
-TOKEN = "a-secret-of-this-test"
+TOKEN = r"""c2VjcmV0==;"%41'+/!@\,"""
+SIGNS = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 NO_NUMBERS = [f"/api/jobs/{number}" for number in ("0", "x", "1e3", 2**63, "9" * 5000)]
 NO_NUMBERS += [f"/api/jobs?before={number}" for number in ("-1", "9" * 5000)]
 TAKES_ALL = SCRIPT.replace(
@@ -119,13 +125,27 @@ def test_a_token_is_needed_where_there_is_one(tmp_path: Path, sqlite_db: Databas
         answer = client.get("/?token=wrong")
         assert answer.status_code == 401
         assert not client.cookies
-        answer = client.get(f"/?token={TOKEN}")
+        answer = client.get("/", params={"token": TOKEN})
         assert (answer.status_code, answer.headers["location"]) == (303, "/")
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=lax" in cookie
         assert client.get("/").status_code == 200
         assert client.get("/api/status").json()["run"] == "shop"
+
+
+@pytest.mark.parametrize("host", ["localhost:8787", "shop.example", "[fd00::5]", "[fd00::5]:8787", "a;b=c"])
+async def test_a_token_of_any_signs_is_known_by_its_cookie_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    app = dashboard_app(Watch(run_directory("shop")), Access("::", SIGNS))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop", headers={"Host": host}) as client:
+        assert (await client.get("/", params={"token": SIGNS})).status_code == 303
+        assert (await client.get("/")).status_code == 200
+        client.cookies.clear()
+        assert (await client.get("/")).status_code == 401
 
 
 def test_without_job_tables_the_reason_is_said(tmp_path: Path, postgresql_db: Database) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
 
 _LOOPBACK_NAMES = frozenset({"localhost"})
 
@@ -32,7 +34,7 @@ class Request:
     changes: bool
     origin: str | None = None
     """The header Origin."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """That of the header Authorization, of the cookie, or of the address."""
 
 
@@ -40,7 +42,7 @@ class Request:
 class Access:
     host: str
     """What we listen on."""
-    token: str | None
+    token: str | None = field(repr=False)
     """Without it nobody may; None: everybody on loopback may."""
 
     def refusal(self, request: Request) -> tuple[int, str] | None:
@@ -56,7 +58,13 @@ class Access:
 
 def cookie_for(host: str) -> str:
     """What the cookie with the token is called. Cookies know no ports, and another page may be at another one."""
-    return f"pysqlx_token_{host.rpartition(':')[2]}"
+    # The end of an IPv6 address without a port, or whatever else a Host says: names of cookies have no brackets.
+    return "pysqlx_token_" + "".join(re.findall(r"[a-zA-Z0-9.]", host.rpartition(":")[2]))
+
+
+def cookie_value(token: str) -> str:
+    """`token_of` reads it: a token may have signs that a cookie may not."""
+    return quote(token, safe="")
 
 
 def token_of(headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> str | None:
@@ -64,7 +72,8 @@ def token_of(headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapp
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return query.get("token") or cookies.get(cookie_for(headers.get("host", "")))
+    cookie = cookies.get(cookie_for(headers.get("host", "")))
+    return query.get("token") or (None if cookie is None else unquote(cookie))
 
 
 def _name(host: str) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -75,8 +74,9 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
         if "token" in request.query_params:  # out of the address: it would stay in the browser's history
             response: Response = RedirectResponse("/", 303)
             # Lax: whoever follows a link to a job, from a chat say, is known as well. Nothing is changed by a GET.
-            cookie = access.cookie_for(request.headers.get("host", ""))
-            response.set_cookie(cookie, quote(request.query_params["token"]), httponly=True, samesite="lax")
+            name = access.cookie_for(request.headers.get("host", ""))
+            value = access.cookie_value(request.query_params["token"])
+            response.set_cookie(name, value, httponly=True, samesite="lax")
             return response
         return Response((STATIC / "index.html").read_bytes(), media_type="text/html")
 
