@@ -165,15 +165,30 @@ def test_where_the_budget_is_used_up_the_reason_is_said(tmp_path: Path, sqlite_d
         assert "budget 2/2 leased" in answer.json()["error"]
 
 
-def test_who_only_connects_keeps_nobody_from_an_answer(tmp_path: Path, sqlite_db: Database) -> None:
-    with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as silent:
+def test_who_asks_for_nothing_keeps_nobody_from_an_answer(tmp_path: Path, sqlite_db: Database) -> None:
+    with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as connections:
         eventually(lambda: client.get("/readyz").status_code == 200)
-        where = client.base_url.host, client.base_url.port or 80
-        connected = [silent.enter_context(socket.create_connection(where)) for _ in range(MOST_CONNECTIONS + 30)]
-        eventually(lambda: len(ended(connected)) >= 30)  # because there are too many
-        assert len(ended(connected)) <= 40
-        assert client.get("/healthz").status_code == 200
-        eventually(lambda: len(ended(connected)) == len(connected))  # because they say nothing
+
+        def connected() -> socket.socket:
+            where = client.base_url.host, client.base_url.port or 80
+            return connections.enter_context(socket.create_connection(where))
+
+        def begins_a_second_request() -> socket.socket:
+            one = connected()
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"ok\n"):
+                answer += one.recv(4096)
+            one.sendall(b"G")
+            return one
+
+        oldest = [begins_a_second_request() for _ in range(30)]
+        silent = [connected() for _ in range(MOST_CONNECTIONS)]
+        assert httpx.get(client.base_url.join("/healthz"), timeout=20, trust_env=False).status_code == 200
+        eventually(lambda: len(ended(oldest)) == len(oldest))  # because there are too many
+        assert len(ended(silent)) <= 2
+        newest = begins_a_second_request()
+        eventually(lambda: len(ended([*silent, newest])) == len(silent) + 1)  # because no request comes
 
 
 def ended(connections: list[socket.socket]) -> list[socket.socket]:

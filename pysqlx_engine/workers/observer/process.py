@@ -25,10 +25,10 @@ from .web import dashboard_app, metrics_app
 
 MESSAGE_LIMIT = 1 << 16
 MOST_CONNECTIONS = 300
-"""At once, of browsers, probes and whoever else connects."""
-FIRST_REQUEST = 10.0
-"""Seconds that a connection may be silent before its first request."""
-OPEN_FILES = MOST_CONNECTIONS + 200
+"""At once, of browsers, probes and whoever else connects to one address."""
+REQUEST_WITHIN = 10.0
+"""Seconds for a request, from the connection's begin or the answer before on."""
+OPEN_FILES = 2 * MOST_CONNECTIONS + 200
 _SHUTDOWN = 1
 """Seconds for what is being answered when we are told to end."""
 _END_WITHIN = 3.0
@@ -38,19 +38,40 @@ logger = part("observer")
 
 
 class _Protocol(H11Protocol):
-    """Sends away who only connects: uvicorn itself waits for a first request for ever, and when no descriptor is left
-    nobody is answered any more, not even a probe."""
+    """Sends away who asks for nothing: uvicorn itself waits for a first request, or for the rest of one, for ever, and
+    when no descriptor is left nobody is answered any more, not even a probe."""
+
+    _waits_since = 0.0
+    _timer: asyncio.TimerHandle | None = None
+    _sent_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.close()
-        else:
-            self.loop.call_later(FIRST_REQUEST, self._send_away)
+        self._wait()
+        # Who is sent away is among them for a moment more.
+        there = [one for one in self.connections if isinstance(one, _Protocol) and not one._sent_away]
+        if len(there) > MOST_CONNECTIONS:
+            # Not the newest: who comes with a request would be kept out by those who have none.
+            min((one for one in there if not one._is_answered()), key=lambda one: one._waits_since)._send_away()
+
+    def on_response_complete(self) -> None:
+        self._wait()
+        super().on_response_complete()  # which may begin with the next request, when it is here already
+
+    def _wait(self) -> None:
+        """For a request."""
+        self._waits_since = self.loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(REQUEST_WITHIN, self._send_away)
+
+    def _is_answered(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _send_away(self) -> None:
-        if self.cycle is None:  # nothing has come yet
-            self.transport.close()
+        if not self._is_answered():
+            self._sent_away = True
+            self.transport.abort()  # to close it would wait for who does not read the last answer
 
 
 class _Server(uvicorn.Server):
@@ -93,6 +114,7 @@ def _config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=_SHUTDOWN, server_header=False, http=_Protocol,
+        ws="none",
     )  # fmt: skip
 
 
