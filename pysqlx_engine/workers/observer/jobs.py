@@ -80,7 +80,7 @@ class JobsDatabase:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._took = 0.0
-        """Seconds that the last look took."""
+        """Seconds that the last look took, with an answer or without."""
         self._ended: list[Ended] = []
         self._since: int | None = None
         """Until which moment of the server's clock it was counted what has ended."""
@@ -100,10 +100,13 @@ class JobsDatabase:
                 async with asyncio.timeout(LONGEST):
                     self.status = await self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next look may find it mended
+                why = str(error) or repr(error)
+                if isinstance(error, TimeoutError):
+                    pause = max(every, self._took / SHARE)
+                    why = f"no answer within {LONGEST:.0f} s; the next look is in {pause:.0f} s"
                 self.status = JobsStatus(
-                    database=self.database, error=str(error) or repr(error), queues=sorted(self.queues), at=time.time(),
-                    ended=self._ended,
-                )  # fmt: skip
+                    database=self.database, error=why, queues=sorted(self.queues), at=time.time(), ended=self._ended
+                )
                 if isinstance(error, NoJobTablesError) and not self.queues:
                     every = EVERY_WITHOUT
             self._has_looked.set()
@@ -120,31 +123,37 @@ class JobsDatabase:
         await self._has_looked.wait()
 
     async def _look(self) -> JobsStatus:
+        self._took = 0.0
         async with self.opened() as jobs:
-            connection, views = jobs.connection, jobs.views
             begun = time.monotonic()  # from here on: to wait for a connection costs the database nothing
-            until = max(self._since or 0, await jobs.store.now(connection) - SETTLED)  # the clock may be set back
-            ended = [] if self._since is None else await views.ended(connection, self._since, until)
-            self._ended = _together([*self._ended, *ended])
-            self._recent.append((until, ended))
-            while len(self._recent) > 2 and self._recent[1][0] <= until - RECENT:
-                del self._recent[0]
-            self._since = until
-            tasks, paused = await views.counts(connection, 0), await views.paused(connection)
-            dispatchers = await jobs.dispatchers()
-            self._took = time.monotonic() - begun
-            return JobsStatus(
-                database=self.database,
-                queues=sorted(self.queues),
-                at=time.time(),
-                tasks=tasks,
-                paused=paused,
-                dispatchers=sum(one.unseen < LOST_AFTER * 1e6 for one in dispatchers),
-                ended=self._ended,
-                # What the first look of them found had ended before.
-                recent=_together([one for _, some in self._recent[1:] for one in some]),
-                recent_seconds=(until - self._recent[0][0]) / 1e6,
-            )
+            try:
+                return await self._counted(jobs)
+            finally:  # also when it was given up: the database has worked for it all the same
+                self._took = time.monotonic() - begun
+
+    async def _counted(self, jobs: Administration) -> JobsStatus:
+        connection, views = jobs.connection, jobs.views
+        until = max(self._since or 0, await jobs.store.now(connection) - SETTLED)  # the clock may be set back
+        ended = [] if self._since is None else await views.ended(connection, self._since, until)
+        self._ended = _together([*self._ended, *ended])
+        self._recent.append((until, ended))
+        while len(self._recent) > 2 and self._recent[1][0] <= until - RECENT:
+            del self._recent[0]
+        self._since = until
+        tasks, paused = await views.counts(connection, 0), await views.paused(connection)
+        dispatchers = await jobs.dispatchers()
+        return JobsStatus(
+            database=self.database,
+            queues=sorted(self.queues),
+            at=time.time(),
+            tasks=tasks,
+            paused=paused,
+            dispatchers=sum(one.unseen < LOST_AFTER * 1e6 for one in dispatchers),
+            ended=self._ended,
+            # What the first look of them found had ended before.
+            recent=_together([one for _, some in self._recent[1:] for one in some]),
+            recent_seconds=(until - self._recent[0][0]) / 1e6,
+        )
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Administration]:
