@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pty
 import re
@@ -12,7 +14,9 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -170,27 +174,80 @@ def serving(directory: Path) -> Iterator[Run]:
         run.rest()
 
 
-def test_it_shows_a_run_until_q_is_pressed_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
-    with serving(tmp_path):
-        master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (24, 80))
-        before = termios.tcgetattr(slave)
-        environment = run_environment(tmp_path, {"TERM": "xterm-256color"})
-        process = subprocess.Popen([*CTL, "top"], stdin=slave, stdout=slave, stderr=slave, env=environment)
+@dataclass
+class Top:
+    """The command, and both ends of its terminal."""
+
+    process: subprocess.Popen[bytes]
+    master: int
+    slave: int
+    before: list[Any]
+    """How the terminal was."""
+
+    def rest(self) -> bytes:
+        """What it writes until its end."""
+        shown = b""
+        while select.select([self.master], [], [], 0.05)[0] or self.process.poll() is None:
+            if select.select([self.master], [], [], 0)[0]:
+                shown += os.read(self.master, 65536)
+        return shown
+
+
+@contextmanager
+def top(directory: Path) -> Iterator[Top]:
+    """When it shows all that there is."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    before = termios.tcgetattr(slave)
+    environment = run_environment(directory, {"TERM": "xterm-256color", "PYSQLX_URI": f"sqlite:{directory}/x.db"})
+    # A session's leader that opens a terminal has it as its own: ^C and a terminal that is closed are for it.
+    command = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(slave), *CTL, "top"]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         shown = b""
         deadline = time.monotonic() + 20
-        while b"2 of 3: 2 in use" not in shown or b"check-outs/s" not in shown:
+        while b": 2 in use" not in shown or b"no job tables" not in shown or b"check-outs/s" not in shown:
             assert select.select([master], [], [], deadline - time.monotonic())[0], shown
             shown += os.read(master, 65536)
-        os.write(master, b"jq")
-        while select.select([master], [], [], 0.05)[0] or process.poll() is None:
-            if select.select([master], [], [], 0)[0]:
-                shown += os.read(master, 65536)
-        assert process.wait(20) == 0
-        assert termios.tcgetattr(slave) == before
-        assert shown.endswith(b"\x1b[?25h\x1b[?1049l")  # the cursor is seen again, and what was there before
-        for descriptor in (master, slave):
-            os.close(descriptor)
+        try:
+            yield Top(process, master, slave, before)
+        finally:
+            process.kill()
+            for descriptor in (master, slave):
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+
+
+def deaths(directory: Path) -> int:
+    """Processes that have ended without closing their pools."""
+    code, out, _ = ctl(directory, "status", "--json")
+    assert code == 0
+    return int(json.loads(out)["deaths"])
+
+
+@pytest.mark.parametrize("told", [b"jq", b"\x03", signal.SIGTERM, signal.SIGHUP], ids=["q", "^C", "TERM", "HUP"])
+def test_it_shows_a_run_until_it_is_told_to_end_and_leaves_the_terminal_as_it_was(
+    tmp_path: Path, told: bytes | signal.Signals
+) -> None:
+    with serving(tmp_path):
+        with top(tmp_path) as one:
+            if isinstance(told, bytes):
+                os.write(one.master, told)
+            else:
+                one.process.send_signal(told)
+            shown = one.rest()
+            assert one.process.wait(20) == 0
+            assert termios.tcgetattr(one.slave) == one.before
+            assert shown.endswith(b"\x1b[?25h\x1b[?1049l")  # the cursor is seen again, and what was there before
+        assert deaths(tmp_path) == 0
+
+
+def test_when_its_terminal_is_closed_it_ends_as_well(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        with top(tmp_path) as one:
+            os.close(one.slave)
+            os.close(one.master)
+            one.process.wait(20)
+        assert deaths(tmp_path) == 0
 
 
 def test_without_a_terminal_it_says_what_to_use_instead(tmp_path: Path) -> None:

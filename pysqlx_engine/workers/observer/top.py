@@ -7,6 +7,7 @@ import collections
 import contextlib
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -112,12 +113,16 @@ def show(run: RunDirectory, uri: str | None, *, once: bool) -> str | None:
     console = Console(highlight=False)
 
     async def main() -> str | None:
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as INT does by itself: the terminal is left as it was
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         top = _Top(run, uri)  # it needs the loop
         if once:
             return await top.once(console)
         await top.live(console)
         return None
 
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         return asyncio.run(main())
     return None
