@@ -114,7 +114,8 @@ def test_an_hour_is_kept_and_only_what_is_new_is_told() -> None:
     history = looked(*[status({0: 1})] * 800, every=5.0)
     points = history.points("db")
     assert SPAN - STEP * 2 <= points[-1].at - points[0].at <= SPAN
-    assert history.points("db", after=points[-3].at) == points[-2:]
+    assert history.points("db", after=points[-3].number) == points[-2:]
+    assert history.points("db", after=points[-1].number) == []
     assert history.points("another") == []
 
 
@@ -141,8 +142,20 @@ def test_a_clock_that_is_set_back_does_no_harm() -> None:
     history = History()
     for second in range(60):
         history.add(second, 1_000_000 + second - (3600 if second > 30 else 0), status({0: 1}, requests=second))
-    assert len(history.points("db")) == 5
+    points = history.points("db")
+    assert len(points) == 5
+    assert points[2].at < points[1].at
+    assert history.points("db", after=points[1].number) == points[2:]
     assert history.recent()["db"].seconds == 59
+
+
+def test_who_has_points_of_another_observer_gets_all_of_this_one() -> None:
+    before, after = History(), History()
+    for second in range(30):
+        before.add(second, 1_000_000 + second, status({0: 1}))
+        after.add(second, 1_000_030 + second, status({0: 1}))
+    for one, other in ((before, after), (after, before)):  # whose clock was put forward, or back
+        assert other.points("db", after=one.points("db")[-1].number) == other.points("db")
 
 
 def test_the_last_minute() -> None:

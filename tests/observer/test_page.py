@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import psycopg
@@ -548,6 +549,26 @@ def test_the_last_hour_is_a_chart_a_slider_and_a_table(seen: Seen, shown: Shown)
     expect(page.locator(".chart path.in-use")).to_have_count(1)
     page.get_by_text("The same as a table").click()
     expect(page.get_by_role("region", name=re.compile("The last hour")).locator("tbody tr").first).to_contain_text("9")
+
+
+def test_the_chart_goes_on_when_the_clock_is_set_back(open_page: Callable[..., Seen]) -> None:
+    page = open_page().page
+
+    def point(number: int, at: int) -> dict[str, Any]:
+        counts = dict.fromkeys(("leased", "in_use", "idle", "waiting", "most_leased", "most_waiting", "requests"), 0)
+        return {"number": number, "at": at, "size": number, "timeouts": 0, "wait": 0, "holders": {}, **counts}
+
+    def answer(route: Route) -> None:
+        after = int(parse_qs(urlsplit(route.request.url).query)["after"][0])
+        points = [point(100 + second, 1_000_000 + second - (50 if second > 30 else 0)) for second in range(0, 60, 10)]
+        route.fulfill(json={"points": [one for one in points if one["number"] > after][:4]})
+
+    page.route("**/api/history?*", answer)
+    page.reload()
+    page.get_by_text("The same as a table").click()
+    sizes = page.get_by_role("region", name=re.compile("The last hour")).locator("tbody tr td:nth-of-type(1)")
+    expect(page.locator(".reading")).to_contain_text("of 150 leased")
+    expect(sizes).to_have_text(["150", "140"])  # what has a later moment was before
 
 
 def contrast(page: Page, selector: str) -> float:

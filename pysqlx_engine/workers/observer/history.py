@@ -24,6 +24,8 @@ OTHERS = "others"
 class Point(msgspec.Struct, kw_only=True):
     """How a budget stood for `STEP` seconds. Connections and waiters are means, `most_` is the greatest."""
 
+    number: int
+    """Greater than that of the point before, also where the clock was set back in between."""
     at: float
     """Seconds since 1970, of its end."""
     size: int
@@ -81,11 +83,12 @@ class _Gathering:
         self.most_leased = max(self.most_leased, budget.leased)
         self.most_waiting = max(self.most_waiting, budget.waiting)
 
-    def point(self, last: BudgetStatus) -> Point:
+    def point(self, number: int, last: BudgetStatus) -> Point:
         named = dict(self.holders.most_common(MOST_HOLDERS))
         rest = self.holders.total() - sum(named.values())
         before, after = self.first.totals, last.totals
         return Point(
+            number=number,
             at=self.ended,
             size=last.size,
             leased=self._mean(self.sums["leased"]),
@@ -128,8 +131,10 @@ class History:
         for name, gathering in list(self._gathering.items()):
             if now - gathering.begun >= STEP:
                 del self._gathering[name]
-                point = gathering.point(self._last[name])
-                self._points.setdefault(name, collections.deque()).append((gathering.until, point))
+                points = self._points.setdefault(name, collections.deque())
+                # Seconds since 1970, so that numbers go on where an observer is started anew.
+                number = max(int(at), points[-1][1].number + 1 if points else 0)
+                points.append((gathering.until, gathering.point(number, self._last[name])))
         for name, points in list(self._points.items()):
             while points and points[0][0] < now - SPAN:
                 points.popleft()
@@ -144,9 +149,13 @@ class History:
         while minute[0][0] < now - MINUTE:
             minute.popleft()
 
-    def points(self, database: str, after: float = 0.0) -> list[Point]:
-        """Those that end later than `after`."""
-        return [point for _, point in self._points.get(database, ()) if point.at > after]
+    def points(self, database: str, after: int = 0) -> list[Point]:
+        """Those whose number is greater than `after`; all where none has it, nor a greater one: it is of another
+        observer, by whose clock it was later."""
+        points = [point for _, point in self._points.get(database, ())]
+        if points and points[-1].number < after:
+            return points
+        return [point for point in points if point.number > after]
 
     def recent(self) -> dict[str, Recent]:
         """By database, of those that were looked at twice."""

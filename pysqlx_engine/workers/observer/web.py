@@ -152,9 +152,9 @@ def _questions(watch: Watch) -> list[Route]:
     async def history(request: Request) -> Response:
         said = request.query_params
         try:
-            after = float(said.get("after", "0"))
+            after = int(said.get("after", "0"))
         except ValueError:
-            raise _BadRequestError(f"after={said['after'][:40]!r}: seconds since 1970") from None
+            raise _BadRequestError(f"after={said['after'][:40]!r}: the number of a point") from None
         return _json({"points": watch.history.points(said.get("database", ""), after)})
 
     async def jobs(request: Request) -> Response:

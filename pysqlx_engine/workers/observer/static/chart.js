@@ -200,10 +200,14 @@ export function chart(database) {
     node,
     // What has come since the last time. The points before stay, also when the observer was started anew.
     add(more) {
-      points = [...points, ...more].filter((point) => point.at > more.at(-1).at - SPANS.at(-1));
+      for (const point of more) {
+        while (points.length && points.at(-1).at >= point.at) points.pop(); // the clock was set back
+        points.push(point);
+      }
+      points = points.filter((point) => point.at > points.at(-1).at - SPANS.at(-1));
       draw();
       list();
     },
-    last: () => points.at(-1)?.at ?? 0,
+    last: () => points.at(-1)?.number ?? 0,
   };
 }
