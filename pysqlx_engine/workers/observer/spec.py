@@ -83,12 +83,13 @@ def _bound(option: str, address: str) -> socket.socket:
     host = host.strip("[]")
     try:
         if host == "*" and socket.has_dualstack_ipv6():
-            bound = socket.create_server(("", int(port)), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
-        else:
-            family, _, _, _, where = socket.getaddrinfo(
-                None if host == "*" else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            bound = socket.create_server(where[:2], family=family, backlog=128)
+            host = "::"
+        family, _, _, _, where = socket.getaddrinfo(
+            None if host == "*" else host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # `create_server` has an IPv6 address for IPv6 alone, unless it is told otherwise.
+        both = where[0] == "::" and socket.has_dualstack_ipv6()
+        bound = socket.create_server(where, family=family, backlog=128, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that is longer than names may be
         # `create_server` adds the address to the text, which stands in front already.
         number = getattr(error, "errno", None) or 0
