@@ -75,6 +75,7 @@ DONE = 0
 FAILED = 1
 
 _COORDINATOR_GRACE = 5.0  # seconds for a coordinator to end: it has nothing to wait for
+_OBSERVER_GRACE = 5.0  # the same for an observer whose place another one takes
 _DOUBT = 2.0  # seconds after a worker's death in which a dispatcher that dies may not have seen to its jobs
 _START_WITHIN = 60.0  # seconds for a worker that takes another one's place to serve
 _UP_WITHOUT_A_POOL = 10.0  # the same where the one before had a pool: this one perhaps starts it when it needs it
@@ -601,12 +602,15 @@ class Supervisor:
         self._answer_if_complete()  # it was perhaps the last that we waited for
 
     def _slot_is_empty(self, slot: Slot, how: str, status: int, lived: float) -> None:
+        replaced = slot.child is not None and slot.child.retired
         slot.child, slot.ended_at = None, time.monotonic()
         if self._stopping:
             if slot.queue is not None and self._workers():  # who still report to it
                 self._decide(slot, how, status, lived)
         elif slot is self._coordinator and not self._workers_started and status > 0:
             self._cannot_boot(f"the coordinator could not start: it {how}")
+        elif replaced:
+            self._start_child(slot)
         else:
             self._decide(slot, how, status, lived)
 
@@ -774,11 +778,18 @@ class Supervisor:
             self._settings = self._plan.environment()
         except SettingsError as error:
             raise _RefusedOrder(f"nothing is reloaded: {error}") from None
-        if self._settings != before and self._observer is not None and self._observer.child is not None:
-            self._observer.child.signal(signal.SIGTERM)  # the next one knows the new ones
         self._systemd.reloading()
         self._perform(self._formation.reload())
+        if self._settings != before and self._observer is not None and self._observer.child is not None:
+            self._replace_observer(self._observer.child)
         return len(self._formation.staying)
+
+    def _replace_observer(self, child: Child) -> None:
+        """By one that knows the settings as they are now."""
+        self._say("the settings have changed: another observer takes the place of this one")
+        child.retired = True
+        child.kill_at = time.monotonic() + _OBSERVER_GRACE
+        child.signal(signal.SIGTERM)
 
     def _allow_open_files(self, workers: int) -> None:
         needed = self._plan.open_files_of(workers)

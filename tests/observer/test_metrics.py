@@ -306,6 +306,24 @@ def test_an_observer_that_is_killed_is_started_again_and_nobody_else_notices(tmp
         assert pids < set(run.pids())
 
 
+def test_a_reload_with_other_settings_has_an_observer_that_knows_them(tmp_path: Path) -> None:
+    settings = tmp_path / "run.env"
+    settings.write_text(f"PYSQLX_URI=sqlite:{tmp_path}/one.db\n")
+    script = USES_SOME.replace('uri="sqlite:./x.db", ', "")
+    with measured(tmp_path, script, "-w", "2", "--settings", "run.env") as (run, address):
+        for _ in range(2):
+            run.line_with("up")
+        before = run.pid_titled("observer")
+        settings.write_text(f"PYSQLX_URI=sqlite:{tmp_path}/two.db\n")
+        run.send(signal.SIGHUP)
+        wait_gone([before])
+        scraped_until(address, lambda found: value(found, "pysqlx_ready") == 1)
+        run.send(signal.SIGUSR2)
+        lines = run.lines_until(f"observer: the run answers; sqlite:{tmp_path}/two.db")
+        assert any("the settings have changed: another observer takes the place of this one" in line for line in lines)
+        assert not any("starting it again" in line for line in lines)
+
+
 def test_it_is_there_until_the_last_worker_has_ended(tmp_path: Path) -> None:
     slow = USES_SOME.replace("threading.Event().wait()", WAITS_FOR_A_FILE)
     with measured(tmp_path, slow, "-w", "2") as (run, address):
