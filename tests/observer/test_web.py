@@ -148,6 +148,26 @@ async def test_a_token_of_any_signs_is_known_by_its_cookie_again(
         assert (await client.get("/")).status_code == 401
 
 
+async def test_why_it_is_not_well_is_for_who_may_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    watch = Watch(run_directory("shop"))
+    async with watch.watching():
+        await watch.looked(1)
+    for rule, host, headers, why in (
+        (Access("127.0.0.1", None), "localhost", {}, True),
+        (Access("127.0.0.1", None), "10.0.0.1", {}, False),
+        (Access("0.0.0.0", SIGNS), "shop.example", {}, False),
+        (Access("0.0.0.0", SIGNS), "shop.example", {"Authorization": f"Bearer {SIGNS}"}, True),
+    ):
+        transport = httpx.ASGITransport(dashboard_app(watch, rule))
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as client:
+            for path in ("/healthz", "/readyz"):
+                answer = await client.get(path)
+                assert answer.status_code == 503
+                assert ("the run shop does not answer" in answer.text) is why
+                assert why or answer.text == "no\n"
+
+
 def test_without_job_tables_the_reason_is_said(tmp_path: Path, postgresql_db: Database) -> None:
     with serving(tmp_path, postgresql_db) as (_, client):
         for answer in (client.get("/api/jobs"), client.get("/api/jobs/1"), client.post("/api/queues/mail/pause")):

@@ -54,9 +54,6 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
     """Health, and what `rule` allows: metrics and the page."""
 
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        # A probe has no token, and learns no more than yes or no. By what is routed by: the Host may hold a path, too.
-        if request.scope["path"] in {"/healthz", "/readyz"}:
-            return await call_next(request)
         asked = access.Request(
             host=request.headers.get("host", ""),
             changes=request.method not in {"GET", "HEAD"},
@@ -64,6 +61,13 @@ def dashboard_app(watch: Watch, rule: access.Access) -> Starlette:
             token=access.token_of(request.headers, request.cookies, request.query_params),
         )
         refusal = rule.refusal(asked)
+        # By what is routed by: the Host may hold a path, too.
+        if request.scope["path"] in {"/healthz", "/readyz"}:
+            response = await call_next(request)
+            if refusal is not None and response.status_code == 503:
+                # A probe has no token, and learns no more than yes or no: the reason names the run, and files of it.
+                return PlainTextResponse("no\n", 503)
+            return response
         if refusal is not None:
             return PlainTextResponse(refusal[1] + "\n", refusal[0], _HEADERS)
         response = await call_next(request)
