@@ -19,7 +19,7 @@ INVALID_URI = "PYSQLX006"
 _ACCEPTED = (
     "accepted are postgresql://USER:PASSWORD@HOST:PORT/DATABASE (also postgres://), "
     "mysql://USER:PASSWORD@HOST:PORT/DATABASE (also mariadb://), "
-    "sqlserver://HOST:PORT;database=DATABASE;user=USER;password=PASSWORD and sqlite:PATH (also file:PATH)"
+    "sqlserver://HOST:PORT;user=USER;password=PASSWORD;database=DATABASE and sqlite:PATH (also file:PATH)"
 )
 _PROVIDERS: dict[str, Provider] = {
     "postgresql": "postgresql",
