@@ -12,6 +12,7 @@ of `logging` goes before ours:
 from __future__ import annotations
 
 import contextvars
+import copy
 import json
 import logging
 import os
@@ -163,11 +164,14 @@ def _key(name: object) -> str:
 
 
 def _as_text(value: object) -> str:
+    return mask_uris(_clean(_repr(value)))
+
+
+def _repr(value: object) -> str:
     try:
-        text = repr(value)
+        return repr(value)
     except Exception:  # noqa: BLE001 - whatever a `repr` of others raises
-        text = f"<{type(value).__name__} that cannot be shown>"
-    return mask_uris(_clean(text))
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def wrap(line: bytes, source: Source, stream: str, at: float) -> bytes:
@@ -217,11 +221,19 @@ class LineFormatter(logging.Formatter):
         self._otherwise = otherwise
 
     def format(self, record: logging.LogRecord) -> str:
+        try:
+            return self._line(record, self._otherwise)
+        except Exception as error:  # noqa: BLE001 - of an argument, or of a format; `handleError` would show all there is
+            record = copy.copy(record)
+            record.msg, record.args = f"{_as_text(record.msg)} cannot be formatted: {type(error).__name__}", None
+            return self._line(record, None)
+
+    def _line(self, record: logging.LogRecord, otherwise: logging.Formatter | None) -> str:
         if _format == "json":
             return self._json(record)
         job = at_work.get()
-        if self._otherwise is not None:
-            text = self._otherwise.format(record)
+        if otherwise is not None:
+            text = otherwise.format(record)
             return mask_uris(text if job is None else f"{job}: {text}")
         text = f"{record.levelname} {record.name}{'' if job is None else f' {job}'}: {record.getMessage()}"
         return mask_uris("\n".join([text, *self._traces(record)]))

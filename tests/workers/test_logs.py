@@ -255,6 +255,31 @@ def test_nothing_that_is_logged_as_extra_shows_a_password_or_loses_the_record(mo
     }
 
 
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("count %d", ("postgresql://u:geheim@h/db",), "'count %d' cannot be formatted: TypeError"),
+        ("%s of redis://:geheim@h", (Unshowable(),), "'%s of redis://:***@h' cannot be formatted: RuntimeError"),
+        ("one", ("redis://:geheim@h",), "'one' cannot be formatted: TypeError"),
+        (Unshowable(), (), "<Unshowable that cannot be shown> cannot be formatted: RuntimeError"),
+    ],
+)
+def test_a_record_that_cannot_be_formatted_says_so_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, message: Any, arguments: tuple[Any, ...], shown: str
+) -> None:
+    record = {"name": "shop", "levelname": "INFO", "msg": message, "args": arguments}
+    for otherwise in (None, logging.Formatter("mine: %(message)s")):
+        assert LineFormatter(otherwise).format(logging.makeLogRecord(record)) == f"INFO shop: {shown}"
+    assert as_json(monkeypatch, message, args=arguments)["message"] == shown
+
+
+def test_nor_does_a_format_of_others_lose_a_record() -> None:
+    lines = LineFormatter(logging.Formatter("%(missing)s %(message)s"))
+    record = logging.makeLogRecord({"name": "shop", "levelname": "INFO", "msg": "at redis://:geheim@h"})
+    assert lines.format(record) == "INFO shop: 'at redis://:***@h' cannot be formatted: ValueError"
+    assert record.msg == "at redis://:geheim@h"  # other handlers have it as it is
+
+
 def test_a_record_that_is_too_long_for_a_line_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     line = as_json(monkeypatch, "𝄞" * 400_000 + "end", exc_text="begin" + "\x01" * 400_000 + "end", a=["é" * 400_000])
     assert line["message"].startswith("𝄞")
