@@ -129,7 +129,7 @@ def test_with_json_each_line_is_one_object_whoever_has_said_it(tmp_path: Path, s
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
         assert line["run"] == "shop"
         worker = line.get("worker")
-        assert line["process"] in ("supervisor", "coordinator") if worker is None else f"worker {worker}"
+        assert line["process"] in (["supervisor", "coordinator"] if worker is None else [f"worker {worker}"])
         assert line["pid"] > 0
     for number in (0, 1):
         said = [line for line in printed if line.get("worker") == number]
