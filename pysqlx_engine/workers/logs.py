@@ -318,8 +318,8 @@ def set_up(spec: LogSpec, process: str, worker: int | None = None) -> None:
         (log_config.part(part) if part else logging.root).setLevel(level)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_a_thread
+    sys.unraisablehook = _unraisable
     if spec.format == "json":
-        sys.unraisablehook = _unraisable
         warnings.showwarning = _warned
     if worker is not None:
         _dress_basic_config()
@@ -408,7 +408,7 @@ def _uncaught_in_a_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(args: sys.UnraisableHookArgs) -> None:
-    error, where = args.exc_value, f"{args.err_msg or 'Exception ignored in'}: {args.object!r}\n"
+    error, where = args.exc_value, f"{args.err_msg or 'Exception ignored in'}: {_repr(args.object)}\n"
     if error is None or not _tell(error, args.exc_traceback, where):
         sys.__unraisablehook__(args)
 
@@ -419,9 +419,10 @@ def _tell(error: BaseException, trace: TracebackType | None, where: str) -> bool
         text = "".join(traceback.format_exception(type(error), error, trace))
         shown = mask_uris(text)
         if _format == "text":
-            if shown != text:
-                _write(where + shown)
-            return shown != text
+            is_secret = mask_uris(where + text) != where + text
+            if is_secret:
+                _write(mask_uris(where) + shown)
+            return is_secret
         message = mask_uris(where.replace("\n", " ") + "".join(traceback.format_exception_only(error)).strip())
         more = {"level": "critical", "logger": "pysqlx_engine"}
         _write(_record_line(message, shown.rstrip("\n"), {}, at=time.time(), **more) + "\n")

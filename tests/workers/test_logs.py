@@ -461,6 +461,35 @@ def test_a_wrong_password_is_nowhere(tmp_path: Path, mysql_server_uri: str, form
     assert "directory: 'redis://:***@h/0'" in everything
 
 
+NOBODY_CATCHES_IT = """
+import weakref
+class Ends:
+    def __init__(self, text=""): self.text = text
+    def __del__(self):
+        if self.text: raise ValueError(self.text)
+class Callback:
+    def __init__(self, shown): self.shown = shown
+    def __repr__(self): return self.shown
+    def __call__(self, _): raise ValueError("nothing secret")
+Ends("at redis://:geheim@h/0")
+for shown in ("<of redis://:geheim@h/1>", None, "<of nothing>"):
+    ends = Ends()
+    reference = weakref.ref(ends, Callback(shown))
+    del ends
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_python_ignores_shows_no_password(tmp_path: Path, form: str) -> None:
+    status, _, lines = finished(tmp_path, "--log-format", form, script(tmp_path, NOBODY_CATCHES_IT))
+    text = "\n".join(lines)
+    assert status == 0
+    assert "geheim" not in text
+    for shown in ("ValueError: at redis://:***@h/0", ": <of redis://:***@h/1>", ": <of nothing>"):
+        assert shown in text
+    assert text.count("ValueError: nothing secret") == (3 if form == "text" else 6)
+
+
 def test_the_error_of_a_job_is_cut_before_it_is_looked_through() -> None:
     text = "postgresql://u:geheim" + "x" * 10_000 + "@h\nlast postgresql://u:geheim@h"
     assert _masked(text, 1000) == "last postgresql://u:***@h"
