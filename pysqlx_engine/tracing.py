@@ -16,7 +16,6 @@ import contextlib
 import contextvars
 import functools
 import json
-import logging
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from .log_config import part
 from .masking import mask_uris
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Value = str | int | bool
 
-logger = logging.getLogger("pysqlx_engine")
+logger = part("pool")
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.36.0"
 """The version of the conventions."""

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
 from pysqlx_engine import PySQLXEngine, PySQLXEnginePool, PySQLXEnginePoolSync, PySQLXEngineSync, tracing
@@ -475,6 +476,30 @@ def test_the_hot_path_asks_nobody_anything_while_there_is_no_provider(
         with pool.connection() as conn:
             conn.query("SELECT 1 AS a")
         assert called == ["look"]
+
+
+class Refuses(Sampler):
+    def should_sample(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("cannot connect to redis://:geheim@h/0")
+
+    def get_description(self) -> str:
+        return "refuses"
+
+
+def test_what_a_sampler_raises_is_a_warning_without_a_password(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"on": True, "_told": False}.items():
+        monkeypatch.setattr(tracing, name, value)
+    provider = TracerProvider(sampler=Refuses(), shutdown_on_exit=False)
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"), raising=False)
+    with PySQLXEngineSync(sqlite_db.uri) as conn:
+        assert conn.query_as_dict("SELECT 1 AS a") == [{"a": 1}]
+    (record,) = caplog.records
+    assert record.getMessage() == "Tracing: spans may be missing: cannot connect to redis://:***@h/0"
+    assert (record.name, getattr(record, "part", None)) == ("pysqlx_engine", "pool")
+    assert "RuntimeError: cannot connect to redis://:***@h/0" in caplog.text
+    assert "geheim" not in caplog.text
 
 
 def test_what_a_signal_has_raised_comes_out_whatever_was_going_on() -> None:
