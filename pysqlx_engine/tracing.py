@@ -94,8 +94,17 @@ def _harmless(function: Callable[P, T]) -> Callable[P, T | None]:
 
 def _interrupted(error: Exception) -> bool:
     """Whether a signal's handler has raised it: then it is for whoever has called us, and only came up here."""
-    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: object) -> object:
+    """None where a signal has no handler, or one that is not written in Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not callable(handler):
+        return None
+    return getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
 
 
 def look() -> bool:

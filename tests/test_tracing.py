@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 import os
 import signal
@@ -502,18 +503,40 @@ def test_what_a_sampler_raises_is_a_warning_without_a_password(
     assert "geheim" not in caplog.text
 
 
-def test_what_a_signal_has_raised_comes_out_whatever_was_going_on() -> None:
-    class Alarm(Exception):
-        pass
+class Alarm(Exception):
+    pass
 
-    def interrupt(*_: object) -> None:
+
+def interrupt(*_: object) -> None:
+    raise Alarm
+
+
+class Interrupts:
+    def __call__(self, *_: object) -> None:
         raise Alarm
 
+    def method(self, *_: object) -> None:
+        raise Alarm
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        interrupt,
+        Interrupts().method,
+        Interrupts(),
+        functools.partial(interrupt, 1),
+        functools.partial(functools.partial(Interrupts(), 1), 2),
+        functools.partial(Interrupts().method, 1),
+    ],
+    ids=["function", "method", "object", "partial", "partial of an object", "partial of a method"],
+)
+def test_what_a_signal_has_raised_comes_out_whatever_was_going_on(handler: Callable[..., None]) -> None:
     @tracing._harmless
     def makes_a_span() -> None:
         signal.raise_signal(signal.SIGALRM)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = signal.signal(signal.SIGALRM, handler)
     try:
         with pytest.raises(Alarm):
             makes_a_span()
