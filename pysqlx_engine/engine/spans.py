@@ -24,6 +24,8 @@ _STRING = r"'(?:[^']|'')*'"
 _QUOTED = r'"(?:[^"]|"")*"'
 _NAME = r"`[^`]*`"
 _BRACKETED = r"\[[^\]]*\]"
+_BRACKETED_DOUBLY = r"\[(?:[^\]]|\]\])*+\]"
+"""With ]] for a bracket within the name."""
 _OPEN = r"""['"`]|/\*|\*/|\$\w*\$"""
 """What begins or ends something, and here does not: nothing behind it can be told."""
 
@@ -38,10 +40,10 @@ def _pattern(comment: str, value: str, name: str, opens: str = _OPEN) -> re.Patt
 # Double quotes are around texts on MySQL, and on SQLite where they are not around a name that it knows.
 _PARTS: dict[Provider, re.Pattern[str]] = {
     "postgresql": _pattern(_COMMENT, r"\$(?P<tag>\w*)\$.*?\$(?P=tag)\$", _QUOTED),
-    # Where -- stands for twice minus, unless a blank follows.
-    "mysql": _pattern(_COMMENT.replace("--", r"--(?=\s|$)") + r"|\#[^\n]*", _QUOTED, _NAME),
+    # Where -- stands for twice minus, unless a blank or a control character follows.
+    "mysql": _pattern(_COMMENT.replace("--", r"--(?=[\x00-\x20\x7f]|$)") + r"|\#[^\n]*", _QUOTED, _NAME),
     "sqlite": _pattern(_COMMENT, _QUOTED, _BRACKETED, rf"{_OPEN}|\["),
-    "sqlserver": _pattern(_COMMENT, r"\$\d[\d,]*(?:\.\d*)?", rf"{_QUOTED}|{_BRACKETED}", rf"{_OPEN}|\["),
+    "sqlserver": _pattern(_COMMENT, r"\$\d[\d,]*(?:\.\d*)?", rf"{_QUOTED}|{_BRACKETED_DOUBLY}", rf"{_OPEN}|\["),
 }
 _SYSTEMS = {"sqlserver": "microsoft.sql_server"}
 
