@@ -25,6 +25,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from .errors import PySQLXError
 from .log_config import part
 from .masking import mask_uris
 
@@ -173,9 +174,8 @@ def failed(span: Span | None, error: BaseException) -> None:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     span.set_attribute("error.type", name)
-    code = getattr(error, "code", None)
-    if isinstance(code, str) and code != "0" and not code.startswith("PYSQLX"):
-        span.set_attribute("db.response.status_code", code)
+    if isinstance(error, PySQLXError) and error.code != "0" and not error.code.startswith("PYSQLX"):
+        span.set_attribute("db.response.status_code", error.code)
     # Not record_exception(), which shows what there is.
     trace = "".join(traceback.format_exception(error))
     if len(trace) > _LONGEST_TRACEBACK:  # whole lines: of half a URI nobody could tell what is its password

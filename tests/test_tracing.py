@@ -104,6 +104,17 @@ async def test_what_the_database_refuses_is_an_error_of_its_span(postgresql_db: 
     assert [event.name for event in query.events] == ["exception"]
 
 
+def test_the_code_of_another_error_is_no_status_of_a_database(spans: Spans) -> None:
+    class ApiError(Exception):
+        code = "invalid_grant"
+
+    for error in (ApiError(), QueryError("PYSQLX012", "of our own"), QueryError("42P01", "of the server")):
+        with spans.tracer.start_span(str(error)) as span:
+            tracing.failed(span, error)
+    codes = [(span.attributes or {}).get("db.response.status_code") for span in spans.all()]
+    assert codes == [None, None, "42P01"]
+
+
 async def test_passwords_are_masked_wherever_a_span_has_a_text(sqlite_db: Database, spans: Spans) -> None:
     uri = "postgresql://me:hunter2@db/app"
     async with PySQLXEngine(sqlite_db.uri) as conn:
