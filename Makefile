@@ -35,9 +35,9 @@ screenshots: $(STAMP) browser ## the pictures of docs/dashboard.md, from a run o
 	$(BIN)/python -m tests.observer.screenshots $(or $(MINUTES),15)
 
 # Tests start thousands of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all of the package anew.
-test: browser lint types layers ## lint, types, layering and every test, three files at a time (8 to 12 min)
+test: browser lint types layers ## lint, types, layering and every test, two files at a time (9 to 12 min)
 	$(BIN)/python -m compileall -q pysqlx_engine
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)
 	$(BIN)/python -m pytest -m long tests/examples

@@ -390,6 +390,7 @@ def _lines(path: Path) -> Iterator[list[str]]:
 _EXPECTED = (
     # What the run has to say about the faults themselves.
     "was ended by signal 9 (SIGKILL); starting it again in",
+    "draining: ",
     "Pool: the coordinator is gone; open connections go on working",
     "has not reported; what it held stays charged",
     # Stopped for longer than the driver's connect_timeout, in pieces, or with the whole machine. Nobody sees an error.

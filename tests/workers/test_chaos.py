@@ -40,10 +40,8 @@ def server_database(request: pytest.FixtureRequest) -> Database:
     return found
 
 
-def test_what_dies_or_stops_for_ten_seconds_costs_nobody_else_anything(
-    tmp_path: Path, server_database: Database
-) -> None:
-    check(tmp_path, server_database, SHORT_SEED, SHORT)
+def test_what_dies_or_stops_for_ten_seconds_costs_nobody_else_anything(tmp_path: Path, postgresql_db: Database) -> None:
+    check(tmp_path, postgresql_db, SHORT_SEED, SHORT)
 
 
 @pytest.mark.long
