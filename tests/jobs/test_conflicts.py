@@ -150,7 +150,7 @@ OF_ITS_USER = {"postgresql": ["BEGIN", "SELECT 1; BEGIN"], "mysql": ["BEGIN", "S
 
 @pytest.mark.parametrize("opens", [None, 0, 1])
 async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, opens: int | None) -> None:
-    """But in a user's own transaction: all of that is undone, and only its user can do it again."""
+    """But by a user's own connection: all of his transaction is undone, and only he can do it again."""
     queue = JobQueue(server_db.uri)
 
     def named(key: str) -> NewJob:
@@ -162,7 +162,7 @@ async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, opens
         ids = await queue.enqueue([named("b")], other)
         if opens is not None:
             await ours.raw_cmd(OF_ITS_USER[server_db.provider][opens])
-        enqueuing = asyncio.ensure_future(queue.enqueue([named("a"), named("b")], ours))
+        enqueuing = asyncio.ensure_future(queue.enqueue([named("a"), named("b")], None if opens is None else ours))
         while not await observer.query_as_dict(WAITS[server_db.provider]):
             assert not enqueuing.done()
         ids = await queue.enqueue([named("a")], other) + ids
@@ -173,3 +173,4 @@ async def test_what_a_server_undoes_is_enqueued_again(server_db: Database, opens
             await ours.rollback()
         else:
             assert await enqueuing == ids
+    await queue.close()

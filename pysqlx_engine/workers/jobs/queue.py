@@ -201,9 +201,9 @@ class JobQueue:
                 raise JobError("a plain function enqueues by enqueue_sync()")
             conn = inherited
         if conn is not None:
-            return await self._enqueue_by(conn, jobs)
+            return await self._enqueue_by(conn, jobs, self._insert)
         async with self.connection() as connection:
-            return await self._enqueue_by(connection, jobs)
+            return await self._enqueue_by(connection, jobs, self._insert_repeatedly)
 
     def enqueue_sync(self, jobs: Sequence[NewJob], conn: PySQLXEngineSync | None = None) -> list[int]:
         """`enqueue`, for threads."""
@@ -213,22 +213,30 @@ class JobQueue:
                 raise JobError("a coroutine enqueues by `await` and enqueue()")
             conn = inherited
         if conn is not None:
-            return drive(self._enqueue_by(asynchronous(conn), jobs))
+            return drive(self._enqueue_by(asynchronous(conn), jobs, self._insert))
         with self._pools.for_threads().connection() as connection:
-            return drive(self._enqueue_by(asynchronous(connection), jobs))
+            return drive(self._enqueue_by(asynchronous(connection), jobs, self._insert_repeatedly))
 
-    async def _enqueue_by(self, connection: PySQLXEngine, jobs: Sequence[NewJob]) -> list[int]:
+    async def _enqueue_by(
+        self,
+        connection: PySQLXEngine,
+        jobs: Sequence[NewJob],
+        insert: Callable[[PySQLXEngine, Sequence[NewJob], str | None], Awaitable[list[int]]],
+    ) -> list[int]:
         """In whatever transaction its user has begun, else all or none."""
         if not jobs:
             return []
         with tracing.enqueuing(jobs[0].queue, jobs[0].task, len(jobs)) as sending:
-            if connection._dirty:  # a user's transaction, perhaps: it is undone as a whole, and not ours to begin again
-                ids = await self._insert(connection, jobs, sending.context)
-            else:
-                ids = await repeated(self._insert, connection, jobs, sending.context)
+            ids = await insert(connection, jobs, sending.context)
             await self._hints.tell(connection, enqueued=True)
             sending.sent(ids)
         return ids
+
+    async def _insert_repeatedly(
+        self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None
+    ) -> list[int]:
+        """By a connection of our own: with a user's, what he has done before may be undone as well."""
+        return await repeated(self._insert, connection, jobs, trace_context)
 
     async def _insert(self, connection: PySQLXEngine, jobs: Sequence[NewJob], trace_context: str | None) -> list[int]:
         dialect, store = dialect_of(connection), store_of(connection)
