@@ -20,8 +20,7 @@ from tests.servers import Database
 from .serving import ended, looking, served
 
 WAITS = {
-    "postgresql": "SELECT pid FROM pg_locks JOIN pg_database d ON d.datname = current_database() "
-    "JOIN pg_stat_activity USING (pid) WHERE NOT granted AND datid = d.oid",
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
     "mysql": "SELECT id FROM information_schema.processlist WHERE db = database() "
     "AND id <> connection_id() AND info LIKE '%pysqlx_jobs%' AND time_ms > 300",
 }
@@ -69,9 +68,17 @@ async def test_what_has_failed_otherwise_is_not_done_again() -> None:
     assert begun == 1
 
 
-async def test_what_a_server_undoes_is_claimed_again(server_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the dispatcher warns of."""
     said: list[str] = []
     monkeypatch.setattr(dispatcher.logger, "warning", lambda *words: said.append(str(words)))
+    return said
+
+
+async def test_what_a_server_undoes_is_claimed_again(
+    server_db: Database, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     locked: asyncio.Queue[None] = asyncio.Queue()
     lock = Limits.lock
 
@@ -100,10 +107,8 @@ async def test_what_a_server_undoes_is_claimed_again(server_db: Database, monkey
 
 @pytest.mark.parametrize("act", ["release", "release_forgotten"])
 async def test_what_a_server_undoes_is_released_again(
-    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, act: str
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch, said: list[str], act: str
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(dispatcher.logger, "warning", lambda *words: said.append(str(words)))
     times = 0
     real = getattr(Limits, act)
 

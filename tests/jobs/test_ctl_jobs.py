@@ -136,6 +136,14 @@ def rows(database: Database, sql: str) -> list[dict[str, Any]]:
     return drive(look())
 
 
+def execute(database: Database, sql: str) -> None:
+    async def change() -> None:
+        async with PySQLXEngine(database.uri) as connection:
+            await connection.execute(sql)
+
+    drive(change())
+
+
 def states(said: Callable[..., Any]) -> dict[int, str]:
     return {one["id"]: one["state"] for one in said("list")["jobs"]}
 
@@ -151,15 +159,10 @@ def test_migrate_makes_the_tables_and_is_safe_twice(cli: Cli, said: Callable[...
 
 def test_migrate_says_which_version_newer_tables_have(cli: Cli, said: Callable[..., Any], database: Database) -> None:
     enqueued(database)
-
-    async def upgrade() -> None:
-        async with PySQLXEngine(database.uri) as connection:
-            await connection.execute(
-                "INSERT INTO pysqlx_job_schema (version, applied_at, readable_from) "
-                f"VALUES ({VERSION + 1}, 0, {VERSION})"
-            )
-
-    drive(upgrade())
+    execute(
+        database,
+        f"INSERT INTO pysqlx_job_schema (version, applied_at, readable_from) VALUES ({VERSION + 1}, 0, {VERSION})",
+    )
     assert cli("migrate") == (0, f"the job tables have version {VERSION + 1} already: nothing to do\n", "")
     assert said("migrate") == {"version": VERSION + 1, "migrations": 0}
 
@@ -177,13 +180,7 @@ def test_without_tables_every_command_names_the_one_that_makes_them(name: str, c
 @pytest.mark.parametrize("name", [*COMMANDS, "migrate"])
 def test_tables_of_a_newer_version_are_left_alone(name: str, cli: Cli, database: Database) -> None:
     enqueued(database)
-    newer = f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES ({VERSION + 1}, 0)"
-
-    async def upgrade() -> None:
-        async with PySQLXEngine(database.uri) as connection:
-            await connection.execute(newer)
-
-    drive(upgrade())
+    execute(database, f"INSERT INTO pysqlx_job_schema (version, applied_at) VALUES ({VERSION + 1}, 0)")
     status, out, err = cli(*COMMANDS.get(name, [name]))
     assert (status, out) == (1, "")
     assert f"the job tables have version {VERSION + 1}, and this program knows versions up to {VERSION}: upgrade" in err

@@ -100,16 +100,21 @@ def test_it_counts_what_pools_have_done(tmp_path: Path, workers: int) -> None:
         )
 
 
+def killed(run: Run, directory: Path) -> tuple[RunStatus, RunStatus]:
+    """The status before a worker is killed, and when another one is in its place."""
+    before = asked(directory)
+    pid = before.workers[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    run.line_with("up 0")
+    return before, asked(directory)
+
+
 def test_what_a_killed_worker_had_counted_is_kept(tmp_path: Path) -> None:
     with running(tmp_path, COUNTS) as run:
         for _ in range(2):
             run.line_with("up")
-        before = asked(tmp_path)
-        pid = before.workers[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        run.line_with("up 0")
-        after = asked(tmp_path)
+        before, after = killed(run, tmp_path)
         assert (before.budgets[0].totals.requests, after.budgets[0].totals.requests) == (10, 10)
         assert (before.deaths, after.deaths) == (0, 1)
         assert (after.budgets[0].totals.opened, after.workers[0].restarts) == (3, 1)
@@ -118,12 +123,7 @@ def test_what_a_killed_worker_had_counted_is_kept(tmp_path: Path) -> None:
 def test_without_a_coordinator_it_is_kept_as_well(tmp_path: Path) -> None:
     with running(tmp_path, COUNTS, workers=1) as run:
         run.line_with("up")
-        before = asked(tmp_path)
-        pid = before.workers[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        run.line_with("up")
-        after = asked(tmp_path)
+        before, after = killed(run, tmp_path)
         assert (before.budgets[0].totals.requests, after.budgets[0].totals.requests) == (5, 5)
         assert (after.budgets[0].totals.opened, after.workers[0].restarts) == (2, 1)
 

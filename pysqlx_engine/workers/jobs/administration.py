@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from ...errors import PySQLXError
-from .conflicts import repeated
 from .hints import Hints
 from .life import FROM, WAITING, Event, State
 from .presence import Presence, Register
@@ -52,13 +51,8 @@ class Administration:
         self._dialect = dialect
 
     async def transaction(self, act: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
-        """`act` in a transaction, see `repeated`."""
-
-        async def transact() -> T:
-            async with self.store.transaction(self.connection):
-                return await act(*args)
-
-        return await repeated(transact)
+        """See `Store.transact`."""
+        return await self.store.transact(self.connection, act, *args)
 
     async def retry(self, ids: Sequence[int]) -> Changed:
         """Have these run now, within a transaction."""

@@ -324,15 +324,11 @@ class Dispatcher:
             if turn.freed:
                 # Apart from what comes then, which locks limits last: two dispatchers that lock in another order would
                 # wait for each other.
-                await repeated(self._write_apart, database, turn)
+                await database.store.transact(database.connection, self._write, database, turn)
             await repeated(self._write_and_claim, database, turn)
         except BaseException:
             self._dispatch.freed = turn.freed | self._dispatch.freed
             raise
-
-    async def _write_apart(self, database: _Database, turn: _Turn) -> None:
-        async with database.store.transaction(database.connection):
-            await self._write(database, turn)
 
     async def _write_and_claim(self, database: _Database, turn: _Turn) -> None:
         try:
@@ -512,12 +508,9 @@ class Dispatcher:
                 self._adopt_at = 0.0  # once more, with the next connection
             raise
         await self._find_lost(database, here)
-        await repeated(self._release_forgotten, database)
-
-    async def _release_forgotten(self, database: _Database) -> None:
-        async with database.store.transaction(database.connection):
-            if await database.limits.release_forgotten(database.connection):
-                self._look_at = 0.0
+        connection, limits = database.connection, database.limits
+        if await database.store.transact(connection, limits.release_forgotten, connection):
+            self._look_at = 0.0
 
     async def _find_lost(self, database: _Database, here: Presence) -> None:
         """What two looks find running for us, and we do not know of, or for nobody who is there."""

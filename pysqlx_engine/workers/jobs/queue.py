@@ -319,12 +319,7 @@ class JobQueue:
         """In a transaction that dispatchers are told of."""
         async with self.connection() as connection:
             store = await self._store(connection)
-
-            async def transact() -> R:
-                async with store.transaction(connection):
-                    return await act(store, connection, what)
-
-            changed = await repeated(transact)
+            changed = await store.transact(connection, act, store, connection, what)
             await self._hints.tell(connection)
             return changed
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 
 from ...errors import PySQLXError
+from .conflicts import repeated
 from .dialects import DIALECTS, Dialect, Type, dialect_of
 from .life import FINAL, State
 from .schema import CLAIMABLE, HAS_A_KEY, VERSION, WAITS_FOR_ITS_TIME, known_version
 
 if TYPE_CHECKING:
     from ...engine import Provider, PySQLXEngine
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _COLUMNS = (
     "id", "queue", "task", "state", "priority", "attempt", "max_attempts", "args", "unique_key", "created_at", "run_at",
@@ -365,6 +369,15 @@ class Store:
         except BaseException:
             await self.undo(connection)
             raise
+
+    async def transact(self, connection: PySQLXEngine, act: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
+        """`act` in a transaction, see `repeated`."""
+
+        async def once() -> T:
+            async with self.transaction(connection):
+                return await act(*args)
+
+        return await repeated(once)
 
     # -- a job's life ---------------------------------------------------------------------------------------------
 
