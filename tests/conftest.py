@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.errors import ConnectError
 
 from .servers import Database, PostgresServer, mysql_database, postgresql_database, sqlite_database

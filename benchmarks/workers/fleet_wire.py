@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
-from pysqlx_engine.engine import parse_uri
+from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.pool.budget import Demand, Lease, OrphanedSession, PoolRequest
 from pysqlx_engine.pool.stats import Counters
 from pysqlx_engine.system import host_identity, start_time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import ClassVar, Generic, NoReturn, TypeVar
 
+from . import ending as _ending  # noqa: F401 - what happens at exit and after a fork
 from .config import pool_config
 from .core import State
 from .hooks import Hook, Hooks

@@ -3,6 +3,8 @@ job queue that they work on."""
 
 from typing import TYPE_CHECKING
 
+from ..lazy_names import lazy_names
+
 if TYPE_CHECKING:
     from .jobs.job import Job as Job
     from .jobs.queue import JobQueue as JobQueue
@@ -13,14 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Backoff", "Cancel", "Job", "JobQueue", "Retry", "Snooze"]
 
-_HOMES = {"Job": "job", "JobQueue": "queue", "Backoff": "retries", "Cancel": "retries", "Retry": "retries",
-          "Snooze": "retries"}  # fmt: skip
-
-
-def __getattr__(name: str) -> object:
-    # Not imported with the package: the supervisor and the coordinator are in it, too, and need none of this.
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f".jobs.{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take every name for one of ours
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "Backoff": "jobs.retries",
+            "Cancel": "jobs.retries",
+            "Job": "jobs.job",
+            "JobQueue": "jobs.queue",
+            "Retry": "jobs.retries",
+            "Snooze": "jobs.retries",
+        },
+    )

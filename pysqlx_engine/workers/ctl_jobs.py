@@ -460,9 +460,9 @@ def _with_database(
     options: argparse.Namespace, act: Callable[[Administration], Awaitable[T]], *, tables: bool = True
 ) -> T:
     """What `act` gives, on a connection to a database that has the tables, or (not `tables`) may have them."""
-    from ..engine import PySQLXEngine, parse_uri
+    from ..engine.connection import PySQLXEngine
     from ..engine.driving import drive
-    from ..engine.uri import INVALID_URI
+    from ..engine.uri import INVALID_URI, parse_uri
     from .jobs.administration import Administration
     from .jobs.dialects import dialect_of
 

@@ -19,13 +19,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..errors import PoolRefusedError
 from ..log_config import part
 from ..pool.budget import Lease
-from .leased_budget import LeasedBudget, Outgoing
 from .messages import (
     MOST_POOLS,
     VERSION,
@@ -47,6 +47,9 @@ from .messages import (
     decode_from_process,
     encode,
 )
+
+if TYPE_CHECKING:
+    from .leased_budget import LeasedBudget, Outgoing
 
 logger = part("pool")
 

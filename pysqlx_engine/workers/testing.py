@@ -24,7 +24,7 @@ from .jobs.store import store_of
 from .jobs.tasks import Task
 
 if TYPE_CHECKING:
-    from ..engine import PySQLXEngine
+    from ..engine.connection import PySQLXEngine
 
 __all__ = ["Enqueued", "assert_enqueued", "drain", "enqueued"]
 

@@ -24,7 +24,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.settings import load_run_settings
 
 from ..workers.runs import session_members, wait_gone

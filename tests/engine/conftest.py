@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngine, PySQLXEngineSync
+from pysqlx_engine import PySQLXEngine, PySQLXEngineSync
 
 from ..servers import Database, mysql_database, postgresql_database, sqlite_database
 

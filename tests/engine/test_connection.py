@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from pysqlx_engine.engine import BaseRow, PySQLXEngine, PySQLXEngineSync
+from pysqlx_engine import BaseRow, PySQLXEngine, PySQLXEngineSync
 from pysqlx_engine.errors import (
     AlreadyConnectedError,
     ConnectError,

@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 import uvloop
 
-from pysqlx_engine.engine import PySQLXEngine, PySQLXEngineSync
+from pysqlx_engine import PySQLXEngine, PySQLXEngineSync
 from pysqlx_engine.engine.driving import DriverCall, drive
 
 from ..servers import Database, PostgresServer
@@ -219,7 +219,7 @@ def test_a_script_ends_with_its_own_status_whatever_is_in_flight(
     body = "\n".join(line[8:] for line in SCRIPTS[name].splitlines())
     script = (
         "import asyncio, sys, threading, time\n"
-        "from pysqlx_engine.engine import PySQLXEngine, PySQLXEngineSync\n"
+        "from pysqlx_engine import PySQLXEngine, PySQLXEngineSync\n"
         f"uri, sql = {postgres.uri()!r}, 'SELECT pg_sleep(20)::text AS a'\n{body}\nsys.exit({status})"
     )
     started = time.monotonic()
@@ -231,7 +231,7 @@ def test_a_script_ends_with_its_own_status_whatever_is_in_flight(
 
 def test_a_keyboard_interrupt_ends_a_script_in_mid_query(postgres: PostgresServer) -> None:
     script = (
-        "from pysqlx_engine.engine import PySQLXEngineSync\n"
+        "from pysqlx_engine import PySQLXEngineSync\n"
         f"conn = PySQLXEngineSync({postgres.uri()!r})\nconn.connect()\nprint('ready', flush=True)\n"
         "try: conn.query('SELECT pg_sleep(20)::text AS a')\n"
         "except KeyboardInterrupt: print('interrupted', conn._engine._calls)"
@@ -252,7 +252,7 @@ def test_a_keyboard_interrupt_ends_a_script_in_mid_query(postgres: PostgresServe
 
 def test_an_engine_made_before_a_fork_works_in_the_child(sqlite_uri: str) -> None:
     script = (
-        "import os\nfrom pysqlx_engine.engine import PySQLXEngineSync\n"
+        "import os\nfrom pysqlx_engine import PySQLXEngineSync\n"
         f"conn = PySQLXEngineSync({sqlite_uri!r})\n"
         "pid = os.fork()\n"
         "if pid: raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.errors import SettingsError
 from pysqlx_engine.log_config import LOG_CONFIG, PARTS, part
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from pysqlx_engine.engine import BaseRow, PySQLXEngineSync
+from pysqlx_engine import BaseRow, PySQLXEngineSync
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 
 from ..servers import Database
 

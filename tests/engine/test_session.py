@@ -13,8 +13,10 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngine, parse_uri, sockets
+from pysqlx_engine import PySQLXEngine
+from pysqlx_engine.engine import sockets
 from pysqlx_engine.engine.session import ServerSession, open_session
+from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.errors import ConnectError
 
 from ..servers import PostgresServer
@@ -187,7 +189,8 @@ async def test_a_session_that_is_closed_can_still_be_cut(postgres: PostgresServe
 def test_a_forked_child_leaves_the_parents_sessions_alone(postgres: PostgresServer) -> None:
     script = f"""
 import asyncio, os
-from pysqlx_engine.engine import PySQLXEngine, parse_uri
+from pysqlx_engine import PySQLXEngine
+from pysqlx_engine.engine.uri import parse_uri
 from pysqlx_engine.engine.session import open_session
 
 async def main():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngine
+from pysqlx_engine import PySQLXEngine
 from pysqlx_engine.engine.transactions import Effect, effect_of, effect_of_command
 from pysqlx_engine.errors import QueryError
 

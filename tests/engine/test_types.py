@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from pysqlx_engine.engine import BaseRow, PySQLXEngineSync
+from pysqlx_engine import BaseRow, PySQLXEngineSync
 from pysqlx_engine.errors import (
     ExecuteError,
     ParameterInvalidJsonValueError,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pysqlx_engine.engine import mask_uri, parse_uri
-from pysqlx_engine.engine.uri import with_option
+from pysqlx_engine.engine.uri import parse_uri, with_option
 from pysqlx_engine.errors import ConnectError
+from pysqlx_engine.masking import mask_uri
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.engine.driving import drive
 from pysqlx_engine.errors import PySQLXError
 from pysqlx_engine.workers.jobs.dialects import dialect_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import airportsdata
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from tests.servers import Database, sqlite_database
 from tests.workers.runs import Run, started
 from tests.workers.sampling import watching

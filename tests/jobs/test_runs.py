@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.engine.driving import drive
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs.schema import migrate

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import expect
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.engine.driving import drive
 from pysqlx_engine.workers.jobs.schema import migrate
 from tests.servers import PostgresServer, free_port, postgresql_database

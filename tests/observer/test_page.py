@@ -21,7 +21,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
-from pysqlx_engine.engine import PySQLXEngineSync
+from pysqlx_engine import PySQLXEngineSync
 from pysqlx_engine.engine.driving import drive
 from pysqlx_engine.workers import JobQueue
 from pysqlx_engine.workers.jobs.schema import migrate

@@ -19,7 +19,7 @@ from .store import store_of
 from .views import Views
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
     from .dialects import Dialect
 
 T = TypeVar("T")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ...engine import Provider
+from ...engine.uri import Provider
 from ...errors import JobSchemaError
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 Type = Literal["integer", "name", "text"]
 """What a column can be: 64 bits, a short text that can be in an index, any text."""

@@ -31,8 +31,8 @@ from .shares import Shares
 from .store import CLAIMS, Claim, Claimed, Progress, store_of
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
-    from ...pool import PySQLXEnginePool
+    from ...engine.connection import PySQLXEngine
+    from ...pool.aio import PySQLXEnginePool
 
 logger = part("jobs")
 

@@ -19,7 +19,7 @@ from .dialects import dialect_of
 from .presence import Register
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 _KNOWN_FOR = 5.0
 """Seconds until the table is asked again who listens."""

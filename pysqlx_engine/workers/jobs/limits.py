@@ -21,7 +21,7 @@ from .schema import LIMIT_LOCKS
 from .store import Claimed, Store, rows_of
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 
 def beyond(claimed: Iterable[Claimed], running: Mapping[str, int]) -> list[Claimed]:

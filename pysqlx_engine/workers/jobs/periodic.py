@@ -18,7 +18,7 @@ from .dialects import Dialect
 from .store import NewJob, Store
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 _MOST_MISSED = 1000
 """Times that are counted one by one. Of more only those of the last day are looked at."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import JobError, PoolClosedError
 from ...joining import provider_of_one_budget
-from ...pool import PySQLXEnginePool, PySQLXEnginePoolSync
+from ...pool.aio import PySQLXEnginePool
 from ...pool.face import PoolFace
+from ...pool.threads import PySQLXEnginePoolSync
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine, PySQLXEngineSync
+    from ...engine.connection import PySQLXEngine, PySQLXEngineSync
     from ...pool.aio import AsyncCheckout
     from ...pool.threads import Checkout
 

@@ -16,7 +16,7 @@ from .dialects import Dialect
 from .store import CLAIMS
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 BEAT = 5.0
 """Seconds between two signs of life."""

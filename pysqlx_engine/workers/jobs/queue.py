@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ... import tracing
-from ...engine import PySQLXEngine, PySQLXEngineSync
-from ...engine.connection import asynchronous
+from ...engine.connection import PySQLXEngine, PySQLXEngineSync, asynchronous
 from ...engine.driving import drive
 from ...errors import JobError, JobFailedError, JobSchemaError, QueryError, RawCmdError
 from .conflicts import repeated

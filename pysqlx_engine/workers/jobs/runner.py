@@ -34,7 +34,7 @@ from .store import Claim, Claimed, Progress, store_of
 from .threads import Threads
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
     from .queue import JobQueue
     from .tasks import Task
 

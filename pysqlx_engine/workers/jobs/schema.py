@@ -25,7 +25,7 @@ from ...errors import JobSchemaError, PySQLXError
 from .dialects import Dialect, dialect_of
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 LIMIT_LOCKS = 64
 """Rows of pysqlx_job_limits. Keys that have the same one wait for each other, for no longer than a transaction."""

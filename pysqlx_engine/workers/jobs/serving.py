@@ -26,7 +26,7 @@ from .runner import LAST_WORDS, Runner, first_of
 from .served import Retired, ServedQueue, Serving, ask_supervisor
 
 if TYPE_CHECKING:
-    from ...pool import PySQLXEnginePool
+    from ...pool.aio import PySQLXEnginePool
     from .attempts import Report
     from .pools import QueuePools
     from .queue import JobQueue

@@ -11,9 +11,10 @@ from typing import Any, NotRequired
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from ...engine import PySQLXEngine, PySQLXEngineSync
+from ...engine.connection import PySQLXEngine, PySQLXEngineSync
 from ...errors import JobArgumentsError
-from ...pool import PySQLXEnginePool, PySQLXEnginePoolSync
+from ...pool.aio import PySQLXEnginePool
+from ...pool.threads import PySQLXEnginePoolSync
 from .job import Job
 
 _FOR_COROUTINES = {PySQLXEngine: "connection", PySQLXEnginePool: "pool", Job: "job"}

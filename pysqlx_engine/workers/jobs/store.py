@@ -22,7 +22,8 @@ from .life import FINAL, State
 from .schema import CLAIMABLE, HAS_A_KEY, VERSION, WAITS_FOR_ITS_TIME, known_version
 
 if TYPE_CHECKING:
-    from ...engine import Provider, PySQLXEngine
+    from ...engine.connection import PySQLXEngine
+    from ...engine.uri import Provider
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

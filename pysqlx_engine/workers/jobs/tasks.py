@@ -15,7 +15,7 @@ from .signature import Signature, read_signature
 from .store import NewJob
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine, PySQLXEngineSync
+    from ...engine.connection import PySQLXEngine, PySQLXEngineSync
     from .queue import JobQueue
 
 P = ParamSpec("P")

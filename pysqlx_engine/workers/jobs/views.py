@@ -18,7 +18,7 @@ from .life import FINAL, State
 from .store import rows_of
 
 if TYPE_CHECKING:
-    from ...engine import PySQLXEngine
+    from ...engine.connection import PySQLXEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIMES = frozenset({"created_at", "run_at", "claimed_at", "cancel_asked_at", "ended_at", "at", "paused_at"})
