@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from pysqlx_engine.workers import JobQueue
@@ -208,7 +209,41 @@ def test_who_asks_for_nothing_keeps_nobody_from_an_answer(tmp_path: Path, sqlite
         eventually(lambda: len(ended(oldest)) == len(oldest))  # because there are too many
         assert len(ended(silent)) <= 2
         newest = begins_a_second_request()
+        reads_nothing = connections.enter_context(deaf(client, 2000))  # more than all buffers take
+        eventually(lambda: is_held(reads_nothing))
         eventually(lambda: len(ended([*silent, newest])) == len(silent) + 1)  # because no request comes
+        eventually(lambda: not is_held(reads_nothing))
+
+
+def test_who_reads_no_answer_keeps_nobody_from_one(tmp_path: Path, sqlite_db: Database) -> None:
+    with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as connections:
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        for _ in range(MOST_CONNECTIONS):
+            connections.enter_context(deaf(client, 200))
+
+        def newcomer_is_answered() -> bool:
+            try:
+                return httpx.get(client.base_url.join("/healthz"), trust_env=False).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        for _ in range(30):
+            eventually(newcomer_is_answered)
+
+
+def deaf(client: httpx.Client, requests: int) -> socket.socket:
+    """A connection that reads nothing of the 13 KB that answer each of its requests."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect((client.base_url.host, client.base_url.port or 80))
+    one.sendall(requests * b"GET /static/overview.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return one
+
+
+def is_held(connection: socket.socket) -> bool:
+    """By the process at the other end. Its kernel goes on trying to deliver what was written."""
+    there = [one for one in psutil.net_connections("tcp4") if one.laddr == connection.getpeername()]
+    return any(one.raddr == connection.getsockname() and one.pid is not None for one in there)
 
 
 def ended(connections: list[socket.socket]) -> list[socket.socket]:

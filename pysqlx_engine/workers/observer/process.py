@@ -27,7 +27,8 @@ MESSAGE_LIMIT = 1 << 16
 MOST_CONNECTIONS = 300
 """At once, of browsers, probes and whoever else connects to one address."""
 REQUEST_WITHIN = 10.0
-"""Seconds for a request, from the connection's begin or the answer before on."""
+"""Seconds for a request, from the connection's begin or the answer before on; and for reading of an answer what no
+buffer takes."""
 OPEN_FILES = 2 * MOST_CONNECTIONS + 200
 _SHUTDOWN = 1
 """Seconds for what is being answered when we are told to end."""
@@ -38,8 +39,8 @@ logger = part("observer")
 
 
 class _Protocol(H11Protocol):
-    """Sends away who asks for nothing: uvicorn itself waits for a first request, or for the rest of one, for ever, and
-    when no descriptor is left nobody is answered any more, not even a probe."""
+    """Sends away who asks for nothing, and who reads no answer: uvicorn itself waits for either for ever, and when no
+    descriptor is left nobody is answered any more, not even a probe."""
 
     _waits_since = 0.0
     _timer: asyncio.TimerHandle | None = None
@@ -63,15 +64,20 @@ class _Protocol(H11Protocol):
         self._waits_since = self.loop.time()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(REQUEST_WITHIN, self._send_away)
+        self._timer = self.loop.call_later(REQUEST_WITHIN, self._look)
+
+    def _look(self) -> None:
+        if self._is_answered():
+            self._timer = self.loop.call_later(REQUEST_WITHIN, self._look)  # it may yet read nothing of the answer
+        else:
+            self._send_away()
 
     def _is_answered(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
 
     def _send_away(self) -> None:
-        if not self._is_answered():
-            self._sent_away = True
-            self.transport.abort()  # to close it would wait for who does not read the last answer
+        self._sent_away = True
+        self.transport.abort()  # to close it would wait for who does not read the last answer
 
 
 class _Server(uvicorn.Server):
