@@ -35,7 +35,7 @@ class FaultProxy:
         """Connections so far."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._listener: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._hearing = asyncio.Event()
         self._hearing.set()
         self._links: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -81,13 +81,26 @@ class FaultProxy:
     # -- in the proxy's thread ------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        if self._listener is None:
-            self._listener = await asyncio.start_server(self._accept, self._host, self.port, backlog=100)
+        if self._listening is None:
+            listener = socket.create_server((self._host, self.port), backlog=100)
+            listener.setblocking(False)
+            self._listening = asyncio.create_task(self._listen(listener))
+
+    async def _listen(self, listener: socket.socket) -> None:
+        # Not asyncio's server: what it has accepted when it is closed stays open until the garbage is collected.
+        with listener:
+            while True:
+                accepted, _ = await self._loop.sock_accept(listener)
+                task = asyncio.create_task(self._accept(accepted))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._listening is not None:
+            self._listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listening
+            self._listening = None
 
     async def _stop(self) -> None:
         await self._stop_listening()
@@ -103,18 +116,15 @@ class FaultProxy:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 writer.transport.abort()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, accepted: socket.socket) -> None:
         self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        reader, writer = await asyncio.open_connection(sock=accepted)
         try:
             await asyncio.sleep(self.connect_delay)
             await self._hearing.wait()
             server_reader, server_writer = await asyncio.open_connection(self._host, self._server_port)
         except (OSError, asyncio.CancelledError):
             writer.close()
-            self._tasks.discard(task)
             return
         link = (writer, server_writer)
         self._links.add(link)
@@ -124,7 +134,6 @@ class FaultProxy:
             pass
         finally:
             self._links.discard(link)
-            self._tasks.discard(task)
             for end in link:
                 end.close()
 

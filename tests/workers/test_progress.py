@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sqlite3
@@ -134,11 +135,12 @@ def test_a_report_of_what_is_short_shows_nothing(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_report_is_shown_though_nobody_reports_any_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_is_shown_though_nobody_reports_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
     with reporting("test") as report:
         report("the long part", 3, 9)
-        text = ""
-        while not text.endswith("\n"):
-            text += capsys.readouterr().err
+        while not shown.getvalue().endswith("\n"):
+            pass
         report("the end", 9, 9)
-    assert text == "test: the long part: 3 of 9\n"
+    assert shown.getvalue() == "test: the long part: 3 of 9\n"

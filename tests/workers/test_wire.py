@@ -21,6 +21,7 @@ import pytest
 import zmq
 
 from pysqlx_engine import PySQLXEnginePoolSync
+from pysqlx_engine.engine import sockets
 from pysqlx_engine.errors import PoolRefusedError
 from pysqlx_engine.pool.budget import Demand
 from pysqlx_engine.system import start_time
@@ -365,6 +366,8 @@ def test_whatever_a_process_claimed_its_death_is_survived(here: Site) -> None:
     assert here.is_well()
     deadline = time.monotonic() + 20
     while not databases(here) <= before:  # the kernel knows of none of these connections
+        if sockets.half_closed(0):  # of other tests: where no port is known, it may be one of these
+            deadline = time.monotonic() + 20
         assert time.monotonic() < deadline, here.status()["budgets"]
     assert here.is_well()
 
