@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import select
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import cast
 
 import httpx
-import psutil
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from pysqlx_engine.workers import JobQueue
+from pysqlx_engine.workers.observer import process
 from pysqlx_engine.workers.observer.access import Access
-from pysqlx_engine.workers.observer.process import MOST_CONNECTIONS
 from pysqlx_engine.workers.observer.watch import Watch
 from pysqlx_engine.workers.observer.web import dashboard_app
 from pysqlx_engine.workers.rundir import run_directory
@@ -204,46 +208,71 @@ def test_who_asks_for_nothing_keeps_nobody_from_an_answer(tmp_path: Path, sqlite
             return one
 
         oldest = [begins_a_second_request() for _ in range(30)]
-        silent = [connected() for _ in range(MOST_CONNECTIONS)]
+        silent = [connected() for _ in range(process.MOST_CONNECTIONS)]
         assert httpx.get(client.base_url.join("/healthz"), timeout=20, trust_env=False).status_code == 200
         eventually(lambda: len(ended(oldest)) == len(oldest))  # because there are too many
         assert len(ended(silent)) <= 2
         newest = begins_a_second_request()
-        reads_nothing = connections.enter_context(deaf(client, 2000))  # more than all buffers take
-        eventually(lambda: is_held(reads_nothing))
         eventually(lambda: len(ended([*silent, newest])) == len(silent) + 1)  # because no request comes
-        eventually(lambda: not is_held(reads_nothing))
 
 
-def test_who_reads_no_answer_keeps_nobody_from_one(tmp_path: Path, sqlite_db: Database) -> None:
-    with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as connections:
-        eventually(lambda: client.get("/readyz").status_code == 200)
-        for _ in range(MOST_CONNECTIONS):
-            connections.enter_context(deaf(client, 200))
-
-        def newcomer_is_answered() -> bool:
-            try:
-                return httpx.get(client.base_url.join("/healthz"), trust_env=False).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        for _ in range(30):
-            eventually(newcomer_is_answered)
+async def test_who_reads_no_answer_keeps_nobody_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MOST_CONNECTIONS", 3)
+    async with listening() as (port, connections):
+        deaf = [await asking(port, "/large") for _ in range(3)]
+        while not (len(connections) == 3 and all(one.flow.write_paused for one in connections)):
+            await asyncio.sleep(0.01)
+        reader, _ = newcomer = await asking(port, "/slow")
+        assert (await reader.read()).endswith(b"\r\nok\r\n0\r\n\r\n")
+        for _, writer in [*deaf, newcomer]:
+            writer.close()
 
 
-def deaf(client: httpx.Client, requests: int) -> socket.socket:
-    """A connection that reads nothing of the 13 KB that answer each of its requests."""
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect((client.base_url.host, client.base_url.port or 80))
-    one.sendall(requests * b"GET /static/overview.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    return one
+async def test_who_reads_no_answer_is_sent_away_and_who_reads_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REQUEST_WITHIN", 0.2)
+    async with listening() as (port, connections):
+        _, deaf = await asking(port, "/late")  # at first it is being answered
+        reader, writer = await asking(port, "/slow")
+        assert (await reader.read()).endswith(b"\r\nok\r\n0\r\n\r\n")
+        while connections:
+            await asyncio.sleep(0.01)
+        deaf.close()
+        writer.close()
 
 
-def is_held(connection: socket.socket) -> bool:
-    """By the process at the other end. Its kernel goes on trying to deliver what was written."""
-    there = [one for one in psutil.net_connections("tcp4") if one.laddr == connection.getpeername()]
-    return any(one.raddr == connection.getsockname() and one.pid is not None for one in there)
+async def asking(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """What is not read stays in the buffers, of which the reader's is small."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    return reader, writer
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[int, set[process._Protocol]]]:
+    """The port of a server as the observer has it, and its connections."""
+
+    async def megabytes(after: float = 0.0) -> AsyncIterator[bytes]:
+        await asyncio.sleep(after)
+        for _ in range(20):
+            yield bytes(1_000_000)
+
+    async def half_a_second() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            yield b"."
+        yield b"ok"
+
+    routes = [
+        Route("/large", lambda _: StreamingResponse(megabytes())),
+        Route("/late", lambda _: StreamingResponse(megabytes(0.5))),
+        Route("/slow", lambda _: StreamingResponse(half_a_second())),
+    ]
+    server = process._Server(process._config(Starlette(routes=routes)))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        serving = asyncio.create_task(server.serve(sockets=[bound]))
+        yield bound.getsockname()[1], cast("set[process._Protocol]", server.server_state.connections)
+        server.should_exit = True
+        await serving
 
 
 def ended(connections: list[socket.socket]) -> list[socket.socket]:

@@ -147,12 +147,14 @@ def test_a_worker_that_does_not_answer_has_counted_what_it_told_last() -> None:
     assert (counted.totals("a").requests, counted.totals("b").requests) == (11, 4)
 
 
-def test_databases_that_nobody_uses_any_more_are_forgotten_when_there_are_many() -> None:
+def test_of_many_databases_that_nobody_uses_the_oldest_is_forgotten() -> None:
     counted = Counted()
     for number in range(MOST_DATABASES + 1):
         counted.told(10, [pool(number, str(number), requests=1)])
     counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1)])
-    assert [counted.totals(database).requests for database in ("0", "1")] == [2, 0]
+    counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1), pool(MOST_DATABASES + 2, "new", requests=1)])
+    counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1)])
+    assert [counted.totals(database).requests for database in ("0", "1", "2")] == [2, 0, 1]
 
 
 def pool(number: int, database: str, requests: int) -> PoolLook:

@@ -141,7 +141,10 @@ class Enqueuer:
     async def enqueue_many(
         self, arguments: Sequence[Mapping[str, Any]], *, conn: PySQLXEngine | None = None
     ) -> list[int]:
-        """Enqueue a job for each of the `arguments`, all or none, and give their ids. See `enqueue`."""
+        """Enqueue a job for each of the `arguments`, all or none, and give their ids. See `enqueue`.
+
+        By a `conn` of which nobody can tell whether a transaction is open (after CALL, several statements at once or
+        SET autocommit) what takes several statements may be enqueued in part, if it fails."""
         return await self._task.queue.enqueue(self._jobs(arguments), conn)
 
     def enqueue_sync(self, *, conn: PySQLXEngineSync | None = None, **arguments: Any) -> int:
