@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install browser screenshots demo docs test examples soak chaos lint types layers simulate mutants platforms package bench clean
+.PHONY: help install browser screenshots demo docs test examples soak chaos lint types layers simulate mutants thorough platforms package bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -35,9 +35,12 @@ screenshots: $(STAMP) browser ## the pictures of docs/dashboard.md, from a run o
 	$(BIN)/python -m tests.observer.screenshots $(or $(MINUTES),15)
 
 # Tests start thousands of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all of the package anew.
-test: browser lint types layers ## lint, types, layering and every test, two files at a time (9 to 12 min)
+test: browser lint types layers ## lint, types, layering and the tests, two files at a time (9 to 12 min)
 	$(BIN)/python -m compileall -q pysqlx_engine
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+thorough: browser ## what `make test` leaves out for its time: long waits, and tests of one thing on a third server (5 min)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m thorough
 
 examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)
 	$(BIN)/python -m pytest -m long tests/examples

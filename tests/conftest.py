@@ -113,6 +113,15 @@ def _name() -> str:
     return f"pysqlx_test_{os.getpid()}_{next(_serial)}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With two files at a time, the longest one would run alone at the end."""
+    """With two files at a time, the longest one would run alone at the end. `thorough("mysql")` is for that case of a
+    test only."""
     items.sort(key=lambda item: item.path.name != "test_wire.py")
+    for item in items:
+        case = item.callspec.id.split("-") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else []
+        item.own_markers = [
+            mark
+            for mark in item.own_markers
+            if mark.name != "thorough" or not mark.args or not set(mark.args).isdisjoint(case)
+        ]

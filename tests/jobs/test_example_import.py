@@ -83,6 +83,7 @@ def summary(lines: list[str]) -> dict[str, str]:
     return dict(zip(*(re.split(r" {2,}", lines[number].strip()) for number in (titles, titles + 2)), strict=True))
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_every_airport_is_imported_and_every_country_reported(example: Import) -> None:
     with ExitStack() as stack:
         # The file's descriptors are in processes: to look at all of them takes more than the import.

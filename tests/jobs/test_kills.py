@@ -23,6 +23,7 @@ def check(account: kills.Account, *, kills_at_least: int) -> None:
     assert account.kills >= kills_at_least, account
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_killed_at_random(tmp_path: Path, database: Database) -> None:
     pause = 0.02 if database.provider == "sqlite" else 0.05  # one transaction at a time there
     account = kills.run(tmp_path, database, 300, every=1.5, pause=pause, chance=random.Random(SEED))

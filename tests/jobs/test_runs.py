@@ -178,6 +178,7 @@ def test_a_job_that_kills_its_workers_is_discarded_after_its_attempts(tmp_path: 
         run.rest()
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_what_runs_goes_on_when_the_dispatcher_dies_and_costs_no_attempt(tmp_path: Path, database: Database) -> None:
     with running(tmp_path, database, "-w", "2") as (run, jobs):
         runs = jobs.add("waits", name="go") + jobs.add("waits_in_thread", name="go")
@@ -236,6 +237,7 @@ def test_a_dispatcher_that_dies_while_the_workers_end_is_there_again_for_their_r
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.thorough("sqlite", "mysql")
 def test_a_term_returns_what_does_not_end_in_time_and_what_has_not_begun(
     tmp_path: Path, database: Database, workers: int
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_term_returns_what_does_not_end_in_time_and_what_has_not_begun(
     assert jobs.errors() == []
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_the_jobs_of_a_run_that_was_killed_are_done_by_the_next_one(tmp_path: Path, database: Database) -> None:
     with running(tmp_path, database, "-w", "2") as (run, jobs):
         (id_,) = jobs.add("waits", name="go")

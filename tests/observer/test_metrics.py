@@ -348,6 +348,7 @@ WAITS_FOR_A_FILE = """
 """
 
 
+@pytest.mark.thorough
 def test_an_observer_that_does_not_end_is_killed_and_the_run_has_ended_well(tmp_path: Path) -> None:
     with measured(tmp_path, USES_SOME, "-w", "2") as (run, _):
         for _ in range(2):

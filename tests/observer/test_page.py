@@ -486,6 +486,7 @@ def test_a_silent_observer_is_seen_and_it_recovers_by_itself(open_page: Callable
     expect(row(page, "mail")).to_be_visible()
 
 
+@pytest.mark.thorough
 def test_a_silent_supervisor_coordinator_and_run_are_seen(open_page: Callable[..., Seen], shown: Shown) -> None:
     page = open_page().page
     expect(page.locator("#health")).to_have_text("✓ ready: 4 workers")

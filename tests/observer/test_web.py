@@ -181,6 +181,7 @@ def test_without_job_tables_the_reason_is_said(tmp_path: Path, postgresql_db: Da
         assert "migrate" in client.get("/api/status").json()["jobs"][0]["error"]
 
 
+@pytest.mark.thorough
 def test_where_the_budget_is_used_up_the_reason_is_said(tmp_path: Path, sqlite_db: Database) -> None:
     Path(sqlite_db.uri.removeprefix("sqlite:")).touch()
     text = TAKES_ALL.replace('name="p"', 'name="p", min_size=0')
@@ -190,6 +191,7 @@ def test_where_the_budget_is_used_up_the_reason_is_said(tmp_path: Path, sqlite_d
         assert "budget 2/2 leased" in answer.json()["error"]
 
 
+@pytest.mark.thorough
 def test_who_asks_for_nothing_keeps_nobody_from_an_answer(tmp_path: Path, sqlite_db: Database) -> None:
     with serving(tmp_path, sqlite_db) as (_, client), contextlib.ExitStack() as connections:
         eventually(lambda: client.get("/readyz").status_code == 200)
@@ -214,6 +216,19 @@ def test_who_asks_for_nothing_keeps_nobody_from_an_answer(tmp_path: Path, sqlite
         assert len(ended(silent)) <= 2
         newest = begins_a_second_request()
         eventually(lambda: len(ended([*silent, newest])) == len(silent) + 1)  # because no request comes
+
+
+async def test_who_asks_for_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REQUEST_WITHIN", 0.2)
+    async with listening() as (port, connections):
+        request = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for said in (b"", b"G", request, request + b"G"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            answer = await reader.read()
+            assert answer.endswith(b"\r\nok\r\n0\r\n\r\n") == (b"/slow" in said)
+            writer.close()
+        assert not connections
 
 
 async def test_who_reads_no_answer_keeps_nobody_from_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def test_four_processes_of_twenty_tasks_get_the_whole_budget_and_never_more(
         assert max(queries) <= 2 * min(queries), queries
 
 
+@pytest.mark.thorough("mysql")
 def test_one_busy_process_gets_what_three_idle_ones_do_not_need(tmp_path: Path, busy: str, database: Database) -> None:
     if database.provider == "sqlite":
         pytest.skip("SQLite shows no owners of its connections")
@@ -203,6 +204,7 @@ def test_a_killed_workers_leases_on_a_server_that_does_not_notice_wait_until_it_
     assert samples.most == BUDGET, samples
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_without_a_coordinator_nobody_sees_an_error_and_growth_resumes_with_the_next_one(
     tmp_path: Path, busy: str, database: Database
 ) -> None:

@@ -347,6 +347,7 @@ def test_a_coordinator_that_was_stopped_for_longer_than_the_term_takes_nobody_fo
     assert samples.most <= BUDGET, samples
 
 
+@pytest.mark.thorough
 def test_a_slow_link_makes_growth_slow_and_nothing_else(place: Site, database: Database, tmp_path: Path) -> None:
     with fleet(place, tmp_path, database, term=3.0) as (hosts, samples):
         with FaultProxy(hosts.port, place.talk.ip) as proxy:

@@ -235,6 +235,7 @@ pool.stop()
 
 
 @pytest.mark.parametrize("coordinators", [1, 2], ids=["the same coordinator", "another coordinator"])
+@pytest.mark.thorough("mysql")
 def test_a_process_that_replaces_itself_gets_its_leases_again(
     tmp_path: Path, database: Database, coordinators: int
 ) -> None:
@@ -278,6 +279,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.thorough("sqlite", "mysql")
 def test_a_second_coordinator_for_a_database_warns(tmp_path: Path, database: Database) -> None:
     (tmp_path / "holder.py").write_text(HOLDER)
     options = ("-w", "2", "--name")

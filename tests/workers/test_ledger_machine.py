@@ -403,6 +403,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 LedgerMachine.TestCase.settings = settings(
-    max_examples=800, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLedger = LedgerMachine.TestCase

@@ -57,6 +57,7 @@ def test_four_processes_of_a_server_answer(tmp_path: Path, postgresql_db: Databa
     assert 0 < samples.most <= 10
 
 
+@pytest.mark.thorough
 def test_processes_of_multiprocessing_compute(tmp_path: Path, postgresql_db: Database) -> None:
     options, command = commands("multiprocessing_pool.py")
     with coordinating(tmp_path, *options) as (_, address):
@@ -66,6 +67,7 @@ def test_processes_of_multiprocessing_compute(tmp_path: Path, postgresql_db: Dat
         assert_nothing_is_left(tmp_path, postgresql_db)
 
 
+@pytest.mark.thorough
 def test_tasks_of_celery_are_done(tmp_path: Path, postgresql_db: Database, broker: dict[str, str]) -> None:
     options, command = commands("celery_app.py")
     # A database of Redis that nobody else uses: the example's queue has the name that every queue has.

@@ -116,6 +116,7 @@ MANAGERS: dict[str, tuple[Callable[..., list[str]], tuple[str, ...], int]] = {
 
 
 @pytest.mark.parametrize("manager", MANAGERS)
+@pytest.mark.thorough("gunicorn, gthread worker, preloaded")
 def test_workers_share_the_budget_also_when_one_is_killed_and_at_a_reload(
     tmp_path: Path, postgresql_db: Database, manager: str
 ) -> None:
@@ -224,6 +225,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.thorough("fork")
 def test_processes_of_multiprocessing_share_the_budget(tmp_path: Path, postgresql_db: Database, method: str) -> None:
     (tmp_path / "script.py").write_text(MULTIPROCESSING)
     with (

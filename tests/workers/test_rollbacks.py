@@ -60,6 +60,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("ends_by", ["kill", "close"])
+@pytest.mark.thorough("close")
 def test_a_lease_comes_back_when_the_server_has_rolled_back(tmp_path: Path, mysql_db: Database, ends_by: str) -> None:
     with PySQLXEngineSync(mysql_db.uri) as conn:
         conn.raw_cmd("CREATE TABLE t (id int PRIMARY KEY AUTO_INCREMENT, a char(100))")

@@ -492,6 +492,7 @@ def test_databases_are_not_made_up_without_end(here: Site, stranger: Stranger) -
 
 
 @pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.thorough("1")
 def test_who_comes_when_no_descriptors_are_left_joins_when_there_are_some_again(here: Site, left: int) -> None:
     pid = here.coordinator.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
