@@ -6,6 +6,7 @@ macOS gets is what the tests force on Linux, see docs/platforms.md.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -159,10 +160,38 @@ def need_posix(what: str) -> None:
         )
 
 
+# Python is told of both when the package is imported, and not when what asks for it is: what a user has registered
+# since then comes before us at exit, and behind us in a forked child.
+_in_child: list[Callable[[], object]] = []
+_at_exit: list[Callable[[], object]] = []
+
+
 def after_fork_in_child(act: Callable[[], object]) -> None:
     """Have `act` called in each child that this process forks. Where nobody can fork there is nothing to do."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=act)
+    _in_child.append(act)
+
+
+def at_interpreter_exit(act: Callable[[], object]) -> None:
+    """Have `act` called when the interpreter exits, before what was registered earlier."""
+    _at_exit.append(act)
+
+
+def _begin_child() -> None:
+    for act in _in_child:
+        act()
+
+
+def _exit() -> None:
+    if _at_exit:
+        try:
+            _at_exit.pop()()
+        finally:
+            _exit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
+atexit.register(_exit)
 
 
 def nonblocking_pipe() -> tuple[int, int]:

@@ -9,7 +9,6 @@ implementation of a connection, and why the synchronous face is that implementat
 from __future__ import annotations
 
 import asyncio
-import atexit
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..system import after_fork_in_child
+from ..system import after_fork_in_child, at_interpreter_exit
 from .driver import first_call
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class _CallsInFlight:
         self.left_behind = False
         """Set in a forked child whose parent had used the driver: its threads stayed there, and any call would hang."""
         self._none_left = threading.Event()
-        atexit.register(self._drain)
+        at_interpreter_exit(self._drain)
         after_fork_in_child(self._leave_behind)
 
     def _leave_behind(self) -> None:

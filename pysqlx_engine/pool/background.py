@@ -8,7 +8,6 @@ and the thread face. The driver does its work in threads of its own, so this thr
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextlib
 import contextvars
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 from .. import tracing
 from ..engine.driving import leave
 from ..errors import PoolClosedError
-from ..system import after_fork_in_child
+from ..system import after_fork_in_child, at_interpreter_exit
 
 T = TypeVar("T")
 
@@ -118,7 +117,7 @@ def _forget() -> None:
     _lock = threading.Lock()
 
 
-atexit.register(_shut_down)
+at_interpreter_exit(_shut_down)
 after_fork_in_child(_forget)
 
 

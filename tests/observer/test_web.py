@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import select
 import signal
 import socket
+import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -243,21 +246,42 @@ async def test_who_reads_no_answer_keeps_nobody_from_one(monkeypatch: pytest.Mon
             writer.close()
 
 
-async def test_who_reads_no_answer_is_sent_away_and_who_reads_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "REQUEST_WITHIN", 0.2)
+async def test_who_reads_no_answer_is_sent_away_and_who_reads_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REQUEST_WITHIN", 0.1)
+    monkeypatch.setattr(process, "READ_WITHIN", 0.3)
     async with listening() as (port, connections):
+        began = time.monotonic()
         _, deaf = await asking(port, "/late")  # at first it is being answered
-        reader, writer = await asking(port, "/slow")
-        assert (await reader.read()).endswith(b"\r\nok\r\n0\r\n\r\n")
+        reader, writer = await asking(port, "/large")
+        read = 0
+        while data := await reader.read(1_000_000):
+            read += len(data)
+            await asyncio.sleep(0.05)
+        assert read > 20_000_000
+        assert time.monotonic() > began + 1
         while connections:
             await asyncio.sleep(0.01)
         deaf.close()
         writer.close()
 
 
+async def test_who_leaves_in_the_midst_of_an_answer_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REQUEST_WITHIN", 0.01)
+    async with listening() as (port, connections):
+        reader, writer = await asking(port, "/slow")
+        await reader.read(1)
+        [there] = connections
+        gone = weakref.ref(there)
+        del there
+        writer.close()
+        while gone() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
+
+
 async def asking(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """What is not read stays in the buffers, of which the reader's is small."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=500_000)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     return reader, writer
 

@@ -148,6 +148,40 @@ def test_an_exit_handler_that_comes_after_the_pools_own_is_told_so(sqlite_uri: s
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
+EARLY = """
+import atexit, os, sys
+import pysqlx_engine
+
+@atexit.register
+def early():  # no pool was there yet, but the package was
+    with pool.connection() as conn:
+        print(conn.query_first("SELECT 1 AS a").a)
+
+def in_child():
+    from pysqlx_engine.errors import PoolError
+
+    try:
+        pool.stats()
+        pool.start()
+    except PoolError as error:
+        print(type(error).__name__, flush=True)
+
+os.register_at_fork(after_in_child=in_child)
+pool = pysqlx_engine.PySQLXEnginePoolSync(sys.argv[1], min_size=1)
+pool.start()
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_what_was_registered_after_the_import_comes_before_us_at_exit_and_after_us_in_a_child(sqlite_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, sqlite_uri], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "PoolForkedError\n1\n"), done.stderr
+
+
 # What works in this process cannot be cut off: it is waited for, or it would come back while the interpreter ends.
 LONG_IN_PROCESS = """
 import sys, threading, time

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,8 +28,9 @@ MESSAGE_LIMIT = 1 << 16
 MOST_CONNECTIONS = 300
 """At once, of browsers, probes and whoever else connects to one address."""
 REQUEST_WITHIN = 10.0
-"""Seconds for a request, from the connection's begin or the answer before on; and for reading of an answer what no
-buffer takes."""
+"""Seconds for a request, from the connection's begin or the answer before on."""
+READ_WITHIN = 60.0
+"""Seconds for reading what was written of an answer at once, where no buffer takes it."""
 OPEN_FILES = 2 * MOST_CONNECTIONS + 200
 _SHUTDOWN = 1
 """Seconds for what is being answered when we are told to end."""
@@ -42,38 +44,48 @@ class _Protocol(H11Protocol):
     """Sends away who asks for nothing, and who reads no answer: uvicorn itself waits for either for ever, and when no
     descriptor is left nobody is answered any more, not even a probe."""
 
-    _waits_since = 0.0
+    _moved_at = 0.0
+    """When it began, had written more than the buffers take, or had answered: since then somebody is waited for."""
     _timer: asyncio.TimerHandle | None = None
     _sent_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        self._moved_at = self.loop.time()
+        self._look()
         # Who is sent away is among them for a moment more.
         there = [one for one in self.connections if isinstance(one, _Protocol) and not one._sent_away]
         if len(there) > MOST_CONNECTIONS:
             # Not the newest: who comes with a request would be kept out by those who have none.
-            min((one for one in there if not one._is_answered()), key=lambda one: one._waits_since)._send_away()
+            min((one for one in there if one._patience() < math.inf), key=lambda one: one._moved_at)._send_away()
 
-    def on_response_complete(self) -> None:
-        self._wait()
-        super().on_response_complete()  # which may begin with the next request, when it is here already
-
-    def _wait(self) -> None:
-        """For a request."""
-        self._waits_since = self.loop.time()
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(REQUEST_WITHIN, self._look)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._moved_at = self.loop.time()
+        super().pause_writing()
+
+    def on_response_complete(self) -> None:
+        self._moved_at = self.loop.time()
+        super().on_response_complete()  # which may begin with the next request, when it is here already
+
+    def _patience(self) -> float:
+        """Seconds that it may take from `_moved_at` on."""
+        if self.flow.write_paused:
+            return READ_WITHIN
+        if self.cycle is not None and not self.cycle.response_complete:
+            return math.inf  # it waits for us
+        return READ_WITHIN if self.transport.get_write_buffer_size() else REQUEST_WITHIN
 
     def _look(self) -> None:
-        if self._is_answered():
-            self._timer = self.loop.call_later(REQUEST_WITHIN, self._look)  # it may yet read nothing of the answer
-        else:
+        left = self._moved_at + self._patience() - self.loop.time()
+        if left <= 0:
             self._send_away()
-
-    def _is_answered(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
+        else:
+            self._timer = self.loop.call_later(min(left, REQUEST_WITHIN), self._look)
 
     def _send_away(self) -> None:
         self._sent_away = True
