@@ -1,5 +1,5 @@
 """Names of a package that are imported when they are first asked for. The supervisor, the coordinator and the commands
-are in these packages, too, and need neither a driver nor pydantic: it is half of the time that they take to start."""
+are in these packages, too, and need neither the driver nor models of rows: half of the time that they take to start."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ __all__ = ["mask_uri", "mask_uris"]
 
 _OPTION = re.compile(r"[?&]([^=&?]*)=")
 _OPTION_VALUE = re.compile(r"[^&]*")
-_SECRET = re.compile(r"(?i)pass(?!file)|pwd|secret|token|odbc_connect|^key$")
+_SECRET = re.compile(r"(?i)password|passwd|passphrase|sslpass|pwd|secret|token|odbc_connect|^key$")
 _PROPERTY = re.compile(r";([^=;]*)=")
 _PROPERTY_VALUE = re.compile(r"(?:\s*+\{(?:[^}]|\}\})*+\}?)?[^;]*")
-_SECRET_PROPERTY = re.compile(r"(?i)pass(?!file)|pwd|secret|token")
+_SECRET_PROPERTY = re.compile(r"(?i)password|pwd|secret|token")
 
 _IPV6 = r"\[[\da-fA-F:.%]*\]"
 # Punctuation may follow: a sentence goes on behind a URI. *** is what was masked before.
@@ -75,17 +75,15 @@ _SCHEME = re.compile(r"(?i)(?:jdbc:)?[a-z][a-z0-9+.-]*\Z")
 _RUN = r"(?:\{[^}\n]{0,200}\}|[^\s'\"`<>])"
 """What a URI consists of, as long as all is well."""
 _URI = re.compile(rf"{_RUN}*")
-# A blank or a quotation mark ends it. Where a single word with an @ follows, both are rather a password; so are several
-# in front of what looks like a server.
-_PASSWORD_IN_TEXT = r"\d{0,5}[ \t'\"`<>]+(?:[^\s@]{0,100}@|[^@\n]{1,200}@[\w.-]{1,100}(?:/|:\d))"
-_PORT_IN_TEXT = rf"(?!{_PASSWORD_IN_TEXT})(?:{_PORT}|(?:\d{{1,5}}|\*\*\*)[.:!)\]}}]*[\s'\"`<>]|\s|$)"
+# A blank or a quotation mark ends it. Where a single word with an @ follows, both are rather a password.
+_PORT_IN_TEXT = rf"(?!\d{{0,5}}[ \t'\"`<>]+[^\s@]{{0,100}}@)(?:{_PORT}|(?:\d{{1,5}}|\*\*\*)[.:!)\]}}]*[\s'\"`<>]|\s|$)"
 _ODD = re.compile(
     rf"(?:{_IPV6}|[^:/?#;'\"`<>]){{0,100}}+:(?!\*\*\*@|{_PORT_IN_TEXT})(?:[^@]|@(?![\w\[{{%/:])){{0,400}}+@{_RUN}*"
 )
 """One with a blank or a quotation mark in its user or password."""
 # Directly behind a colon it ends no URI in a program's text: the password is put there. Nor does an apostrophe.
 _CLOSING = {quote: re.compile(rf"(?<!:){quote}(?![\w@])") for quote in "'\"`"}
-_WEB_CREDENTIALS = re.compile(rf"([^\s'\"`<>/?#]*|(?!{_IPV6})[^\s'\"`<>/?#:]*:(?!\d{{0,5}}[/?#]){_RUN}*)@")
+_WEB_CREDENTIALS = re.compile(r"([^\s'\"`<>/?#]*)@")
 
 
 def mask_uris(text: str) -> str:

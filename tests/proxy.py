@@ -49,7 +49,6 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self.hear()
         self.stop()
-        self._run(self._end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -98,15 +97,16 @@ class FaultProxy:
     async def _stop_listening(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, OSError):
                 await self._listening
             self._listening = None
 
     async def _stop(self) -> None:
         await self._stop_listening()
-        for link in list(self._links):
-            for writer in link:
-                writer.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _reset(self) -> None:
         for link in list(self._links):
@@ -118,13 +118,17 @@ class FaultProxy:
 
     async def _accept(self, accepted: socket.socket) -> None:
         self.accepted += 1
-        reader, writer = await asyncio.open_connection(sock=accepted)
         try:
             await asyncio.sleep(self.connect_delay)
             await self._hearing.wait()
             server_reader, server_writer = await asyncio.open_connection(self._host, self._server_port)
         except (OSError, asyncio.CancelledError):
-            writer.close()
+            accepted.close()
+            return
+        try:
+            reader, writer = await asyncio.open_connection(sock=accepted)
+        except asyncio.CancelledError:
+            server_writer.close()
             return
         link = (writer, server_writer)
         self._links.add(link)
@@ -147,12 +151,6 @@ class FaultProxy:
                 await writer.drain()
             await self._hearing.wait()
         writer.close()
-
-    async def _end_tasks(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- from other threads ---------------------------------------------------------------------------------------
 

@@ -38,8 +38,6 @@ from pysqlx_engine.masking import mask_uri, mask_uris
         ("mssql+pyodbc://u:p/w@h, oracle://u:p/w@h", "mssql+pyodbc://u:***@h, oracle://u:***@h"),
         ("redis://:it's mine@h", "redis://:***@h"),
         ("https://u:p@w@h/a@b", "https://u:***@h/a@b"),
-        ("http://[::1]:8000/a@b", "http://[::1]:8000/a@b"),
-        ("https://u:p/w@h/a http://h:8000/a@b", "https://u:***@h/a http://h:8000/a@b"),
         ("redis://h?sslpass=pw&passfile=.pgpass", "redis://h?sslpass=***&passfile=.pgpass"),
         ("https://ghp_pw@github.com/a", "https://***@github.com/a"),
         ("http://h/?to=postgresql://u:pw@h", "http://h/?to=postgresql://u:***@h"),
@@ -113,6 +111,10 @@ def test_a_server_and_its_port_are_shown(uri: str) -> None:
         "redis://h:6379\nbob@h",
         "see http://127.0.0.1:8787/?token=abc",
         "redis://h/0?a=b c; d=e & f=g",
+        "connected to postgresql://db:5432 as app@shop:5432",
+        "redis://cache:6379 is down; see wiki@example.org/runbook",
+        "mysql://h/db?passive=true, retried 5 times",
+        "GET http://localhost:{port}/a@b http://[fe80::1%25eth0]:80/a@b http://h:8000,http://g:8000/@vite/client",
     ],
 )
 def test_the_text_around_a_uri_without_a_password_is_left_alone(text: str) -> None:
@@ -179,7 +181,7 @@ def test_the_value_of_a_secret_option_may_have_blanks_and_more(text: str, shown:
     [
         "u:it's geheim", "us er:geheim", "us er:ge heim", "me@srv:p geheim", "me@srv:geheim", ":it's geheim",
         "u:a b@geheim", "u:12345 geheim", "u: geheim", "u:12'geheim", "u:ge @ heim", "u:  geheim", "u: @geheim",
-        "u:// geheim", "u:12 so geheim", "u:12's so geheim",
+        "u:// geheim",
     ],
 )  # fmt: skip
 def test_odd_users_and_passwords_are_those_of_any_database(scheme: str, credentials: str) -> None:
@@ -201,7 +203,7 @@ def test_odd_users_and_passwords_are_those_of_any_database(scheme: str, credenti
         ("mysql://u:", "[:", ""), ("mysql://u:p", ";", ""), ("mysql://u:p", ";a", "="), ("", "'mysql://:a' ", ""),
         ("mysql://h?token=", " ", "x"), ("", "mysql://h?token=a b ", ""), ("mysql://u:5", " ", ""),
         ("mysql://u:5", ".", "x"), ("'mysql://h/", "'a", ""),
-        ("mysql://u:5", " a", "@"), ("https://u:p", "/", ""), ("", "https://u:p ", ""), ("https://", "u:p@", "/"),
+        ("mysql://u:5", " a", "@"), ("", "https://u:p/", ""), ("https://u:", "{a}", ""), ("https://", "u:p@", "/"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mask", [mask_uri, mask_uris])

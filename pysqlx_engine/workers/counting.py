@@ -25,10 +25,11 @@ class Counted:
         before = self._last.pop(pid, {})
         now = self._last[pid] = {pool.totals.pool: pool for pool in pools}
         for pool in (pool for number, pool in before.items() if number not in now):
-            self._past[pool.database] = self._past.get(pool.database, Totals(0)) + pool.totals
-        used = {pool.database for pools in self._last.values() for pool in pools.values()}
-        for database in [database for database in self._past if database not in used][:-MOST_DATABASES]:
-            del self._past[database]
+            self._past[pool.database] = self._past.pop(pool.database, Totals(0)) + pool.totals  # to the end of them
+        if len(self._past) > MOST_DATABASES:
+            used = {pool.database for pools in self._last.values() for pool in pools.values()}
+            for database in [database for database in self._past if database not in used][:-MOST_DATABASES]:
+                del self._past[database]
 
     def ended(self, pid: int) -> None:
         self.told(pid, ())

@@ -259,7 +259,6 @@ def test_a_term_returns_what_does_not_end_in_time_and_what_has_not_begun(
     assert jobs.errors() == []
 
 
-@pytest.mark.thorough("sqlite", "mysql")
 def test_the_jobs_of_a_run_that_was_killed_are_done_by_the_next_one(tmp_path: Path, database: Database) -> None:
     with running(tmp_path, database, "-w", "2") as (run, jobs):
         (id_,) = jobs.add("waits", name="go")

@@ -152,9 +152,9 @@ def test_of_many_databases_that_nobody_uses_the_oldest_is_forgotten() -> None:
     for number in range(MOST_DATABASES + 1):
         counted.told(10, [pool(number, str(number), requests=1)])
     counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1)])
-    counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1), pool(MOST_DATABASES + 2, "new", requests=1)])
-    counted.told(10, [pool(MOST_DATABASES + 1, "0", requests=1)])
-    assert [counted.totals(database).requests for database in ("0", "1", "2")] == [2, 0, 1]
+    counted.told(10, [pool(MOST_DATABASES + 2, "new", requests=1)])
+    counted.told(10, [])
+    assert [counted.totals(database).requests for database in ("0", "1", "2", "new")] == [2, 0, 0, 1]
 
 
 def pool(number: int, database: str, requests: int) -> PoolLook:
