@@ -35,7 +35,7 @@ screenshots: $(STAMP) browser ## the pictures of docs/dashboard.md, from a run o
 	$(BIN)/python -m tests.observer.screenshots $(or $(MINUTES),15)
 
 # Tests start thousands of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all of the package anew.
-test: browser lint types layers ## lint, types, layering and the tests, two files at a time (9 to 12 min)
+test: browser lint types layers ## lint, types, layering and the tests, two files at a time (12 min)
 	$(BIN)/python -m compileall -q pysqlx_engine
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

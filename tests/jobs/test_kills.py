@@ -31,6 +31,7 @@ def test_killed_at_random(tmp_path: Path, database: Database) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.thorough("dispatched", "started")
 def test_killed_at_each_step(tmp_path: Path, postgresql_db: Database, point: str) -> None:
     tokens = tmp_path / "tokens"
     tokens.mkdir()

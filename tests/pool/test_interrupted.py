@@ -42,7 +42,7 @@ with PySQLXEnginePoolSync(uri, min_size=2, max_size=5, check_interval=0.2) as po
 
 
 @pytest.mark.parametrize("what", ["nothing", "query"])
-@pytest.mark.thorough("mysql")
+@pytest.mark.thorough("sqlite", "mysql")
 def test_a_check_out_that_is_interrupted_anywhere_comes_back(database: Database, what: str) -> None:
     command = [sys.executable, "-c", INTERRUPTED, database.uri, what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -57,6 +57,7 @@ def test_a_pool_whose_loop_is_closed_says_so_and_can_be_started_again(database: 
         assert sample() == 0
 
 
+@pytest.mark.thorough("sqlite")
 def test_a_query_left_behind_in_a_closed_loop_is_waited_for_and_no_lease_is_lost(database: Database) -> None:
     pool = PySQLXEnginePool(database.uri, min_size=1, max_size=1)
     sent = asyncio.Event()
