@@ -39,7 +39,7 @@ test: browser lint types layers ## lint, types, layering and the tests, two file
 	$(BIN)/python -m compileall -q pysqlx_engine
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-thorough: browser ## what `make test` leaves out for its time: long waits, more managers, more databases (5 min)
+thorough: browser ## what `make test` leaves out for its time: long waits, more managers, more databases (2 min)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m thorough
 
 examples: $(STAMP) ## the 1,000-request examples on every database, one and two workers: seconds, bound, ratio (4 min)
