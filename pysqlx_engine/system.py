@@ -15,7 +15,7 @@ import secrets
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import SettingsError
@@ -176,22 +176,18 @@ def at_interpreter_exit(act: Callable[[], object]) -> None:
     _at_exit.append(act)
 
 
-def _begin_child() -> None:
-    for act in _in_child:
-        act()
-
-
-def _exit() -> None:
-    if _at_exit:
+def _each(acts: Sequence[Callable[[], object]]) -> None:
+    """Whatever one of them raises, the others are called as well. Python shows it, here as there."""
+    if acts:
         try:
-            _at_exit.pop()()
+            acts[0]()
         finally:
-            _exit()
+            _each(acts[1:])
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
-atexit.register(_exit)
+    os.register_at_fork(after_in_child=lambda: _each(_in_child))
+atexit.register(lambda: _each(_at_exit[::-1]))
 
 
 def nonblocking_pipe() -> tuple[int, int]:

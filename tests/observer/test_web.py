@@ -280,7 +280,7 @@ async def test_who_leaves_in_the_midst_of_an_answer_is_forgotten(monkeypatch: py
 
 
 async def asking(port: int, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """What is not read stays in the buffers, of which the reader's is small."""
+    """The reader's buffer takes a megabyte; of a larger answer the rest stays in the server's."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=500_000)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     return reader, writer

@@ -182,6 +182,28 @@ def test_what_was_registered_after_the_import_comes_before_us_at_exit_and_after_
     assert (done.returncode, done.stdout) == (0, "PoolForkedError\n1\n"), done.stderr
 
 
+HOOKS = """
+import os, sys
+from pysqlx_engine.system import after_fork_in_child, at_interpreter_exit
+
+def fails():
+    raise ValueError("shown")
+
+for register in (after_fork_in_child, at_interpreter_exit):
+    for hook in (lambda: print("first", flush=True), fails, lambda: print("last", flush=True)):
+        register(hook)
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_hook_that_fails_is_shown_and_keeps_no_other_from_its_work() -> None:
+    done = subprocess.run([sys.executable, "-c", HOOKS], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["first", "last", "last", "first"])
+    assert done.stderr.count("ValueError: shown") == 2
+
+
 # What works in this process cannot be cut off: it is waited for, or it would come back while the interpreter ends.
 LONG_IN_PROCESS = """
 import sys, threading, time
